@@ -90,11 +90,6 @@ class StartFiles:
         """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
         return traffic_key(self.traffic_secret, LINEAGE_NUMBER)
 
-    @property
-    def tag_key(self) -> bytes:
-        """Hashes the tags of requests. Equal in all pods of the speculator."""
-        return tag_key(self.traffic_secret)
-
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
         draft = options.folder.current.resolve(strict=True)
@@ -164,7 +159,7 @@ class EngineStart:
             pod=os.environ.get("POD_NAME", "pod"),
             boot=self.state.boot,
             traffic_key=self.files.traffic_key.hex(),
-            tag_key=self.files.tag_key.hex(),
+            tag_key=tag_key(self.files.traffic_secret).hex(),
             tokens_per_minute=capture.tokens_per_minute,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,

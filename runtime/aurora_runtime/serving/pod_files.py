@@ -97,16 +97,6 @@ class SourceCounters(Record):
         """Chains of at least one token: one for each round of a request for which the source proposed."""
         return self.proposed_at[0] if self.proposed_at else 0
 
-    @property
-    def proposed(self) -> int:
-        """Proposed tokens."""
-        return sum(self.proposed_at)
-
-    @property
-    def accepted(self) -> int:
-        """Accepted tokens, without the target's own."""
-        return sum(self.accepted_at)
-
 
 class RoundCost(Record):
     """The measured time of a decode round."""

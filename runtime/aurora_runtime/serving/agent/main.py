@@ -294,7 +294,7 @@ async def _run_until_shutdown(
     await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
     if signalled.done():
-        uploads = agent.uploader.finish(options.shutdown_seconds, lambda: bool(agent.observer.boot()))
+        uploads = agent.uploader.finish(options.shutdown_seconds, lambda: bool(PodFolder(options.state).ready_boot()))
         finishing = asyncio.create_task(uploads)
         await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finishing.cancel()

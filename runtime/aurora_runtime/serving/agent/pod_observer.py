@@ -12,7 +12,6 @@ import logging
 from typing import Final
 
 from aurora_protocol.agent_api import (
-    MAX_SPEEDUP,
     AgentState,
     CaptureCounters,
     LiveCounters,
@@ -44,10 +43,6 @@ class PodObserver:
         self._uploader = uploader
         self._lease = lease
 
-    def boot(self) -> str:
-        """The id of the engine start that the launcher reported ready. Empty when there is none."""
-        return self._pod.folder.ready_boot()
-
     async def run(self) -> None:
         """Until cancelled: recover each start of the engine, which may be paused by an agent that died."""
         while True:
@@ -60,7 +55,7 @@ class PodObserver:
 
         Returns whether the engine is up and its draft is known. A withdrawn pod is left alone, and the answer is False.
         """
-        boot = self.boot()
+        boot = self._pod.folder.ready_boot()
         if boot == NO_BOOT or self._lease.withdrawn:
             return False
         try:
@@ -79,8 +74,8 @@ class PodObserver:
         """
         if not await self.recover():
             return False
-        swapper = self._swapper
-        ready = swapper.generation_is_paused or await self._pod.engine.is_ready() or swapper.generation_is_paused
+        draft_swap = self._swapper.draft_swap
+        ready = draft_swap.paused or await self._pod.engine.is_ready() or draft_swap.paused
         return ready and not self._lease.withdrawn
 
     async def limit_traces(self, budget: TraceBudget) -> None:
@@ -111,11 +106,6 @@ class PodObserver:
             spool=self._uploader.spool_state(),
         )
 
-    def live_counters(self, boot: str) -> LiveCounters:
-        """The ended requests of the engine start ``boot``."""
-        state = self._pod.folder.read_capture_state()
-        return state.live if state is not None and state.boot == boot else LiveCounters()
-
     def speculation(self, boot: str) -> SpeculationState | None:
         """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.
 
@@ -140,7 +130,9 @@ class PodObserver:
         requests_now: int | None = None
         speculation: SpeculationState | None = None
         speculation_off = ""
-        boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
+        boot = (
+            self._pod.folder.ready_boot() if measurement is None else NO_BOOT
+        )  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
                 held = await self._pod.engine.draft_version()
@@ -148,10 +140,11 @@ class PodObserver:
                 engine = self._pod.folder.read_engine_state()
                 speculation_off = CRASHED if engine is not None and engine.held_version == held else ""
                 requests_now = (await self._pod.engine.traffic()).now
-                live = self.live_counters(boot)
+                capture = self._pod.folder.read_capture_state()
+                live = capture.live if capture is not None and capture.boot == boot else live
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:
-                    checksum = await self._swapper.checksum(version)
+                    checksum = await self._swapper.draft_swap.checksum(version)
             except EngineFault as error:
                 log.warning("the engine does not answer: %s", error)
                 ready = False
@@ -169,12 +162,6 @@ class PodObserver:
             trace_budget=self._pod.folder.read_trace_budget() or TraceBudget(tokens_per_minute=0),
             upload_error=self._uploader.error,
             speculation_off=speculation_off,
-            speedup_estimate=_speedup(speculation),
-            saved_time=speculation.saved_time if speculation is not None else None,
+            speedup_estimate=None if speculation is None else speculation.speedup_over_off,
+            saved_time=None if speculation is None else speculation.saved_time,
         )
-
-
-def _speedup(speculation: SpeculationState | None) -> float | None:
-    if speculation is None or speculation.speedup_over_off is None:
-        return None
-    return min(speculation.speedup_over_off, MAX_SPEEDUP)

@@ -74,11 +74,6 @@ class Swapper:
     def is_swapping(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    @property
-    def generation_is_paused(self) -> bool:
-        """Whether a swap of this agent pauses generation."""
-        return self.draft_swap.paused
-
     def last_request(self) -> SwapRequest | None:
         """The last accepted request. It is read from disk, because the fence must outlive the agent.
 
@@ -99,10 +94,6 @@ class Swapper:
             if self.is_swapping:
                 raise SwapRefused("a swap is running")
             yield
-
-    async def checksum(self, version: int) -> str:
-        """The engine's checksum of the draft ``version`` that it holds. The engine computes the checksum only once."""
-        return await self.draft_swap.checksum(version)
 
     async def recover(self, boot: str) -> None:
         """Once per engine start, close an update that a dead agent left open and make the engine's draft ``current``.

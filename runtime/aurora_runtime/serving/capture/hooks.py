@@ -10,7 +10,6 @@ nothing for a batch without traced requests. Only tensor-parallel rank 0 capture
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +24,6 @@ from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyT
 from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.traces import ATTENDED_POSITIONS, ProposalSource
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class CaptureSink:
@@ -34,12 +31,6 @@ class CaptureSink:
 
     writer: ShardWriter
     request_filter: RequestFilter
-
-
-def count_error(writer: ShardWriter) -> None:
-    """Count an exception inside a hook: one batch was not captured. The log has the first one only."""
-    if writer.count_hook_error():
-        log.warning("aurora capture: a batch was not captured", exc_info=True)
 
 
 def _commits_and_ends(
@@ -87,7 +78,7 @@ class VerifyOutput:
             self.sink.request_filter.probe_captured = True
             self.sink.writer.offer(Batch(lambda: self.split(ends), len(self.traced), self.tensors.nbytes))
         except Exception:  # SGLang does not catch: an error here would end the scheduler
-            count_error(self.sink.writer)
+            self.sink.writer.count_hook_error()
 
     def split(self, ends: Sequence[tuple[Commit | None, bool]]) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` holds each request's commit and whether it has ended.
@@ -145,7 +136,7 @@ class PromptOutput:
             nbytes = sum(part.nbytes for part in self.states)
             self.sink.writer.offer(Batch(lambda: self.split(ends, prompts), len(self.traced), nbytes))
         except Exception:  # as in VerifyOutput
-            count_error(self.sink.writer)
+            self.sink.writer.count_hook_error()
 
     def split(
         self, ends: Sequence[tuple[Commit | None, bool]], prompts: Sequence[Sequence[int]]
@@ -254,14 +245,14 @@ class CaptureHooks:
                     logits_output.auxiliary_device_output, output
                 )
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
 
     def before_release(self, req: Any, *_: Any, **__: Any) -> None:
         """Runs before ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
         try:
             self._sink.writer.ended_requests.add(req)
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
 
     def _verify_output(
         self, traced: tuple[TracedRequest, ...], result: Any, verify_input: Any, batch: Any, logits_output: Any
@@ -295,7 +286,7 @@ class CaptureHooks:
                 traced = tuple(request for request in traced if request.index in rows)
         except Exception:  # SGLang does not catch
             traced = ()
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
         result = original(worker, batch, *args, **kwargs)
         try:
             logits_output = result.logits_output
@@ -313,5 +304,5 @@ class CaptureHooks:
                     logits_output.auxiliary_device_output, output
                 )
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
         return result

@@ -116,10 +116,11 @@ class ShardWriter:
         self._queue.put(batch)
         self._offered_bytes += batch.nbytes
 
-    def count_hook_error(self) -> bool:
-        """Count an exception inside a hook. Returns whether it is the first one."""
+    def count_hook_error(self) -> None:
+        """Count the exception inside a hook that is handled now, which lost a batch. The log has the first one only."""
         self._hook_errors += 1
-        return self._hook_errors == 1
+        if self._hook_errors == 1:
+            log.warning("aurora capture: a batch was not captured", exc_info=True)
 
     def count_long_prompt(self) -> None:
         """Count a request whose prompt is too long for a trace."""

@@ -23,7 +23,7 @@ import hashlib
 import random
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,7 +111,8 @@ class SuffixTable:
         starts = {order: row * slots for row, order in enumerate(orders)}
         self._steps: Final = [(order, a, starts.get(order)) for order, a in enumerate(multipliers, start=1)]
         self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)
-        self._view: Final = self._array.data
+        self.places: Final = self._array.data
+        """The latest place that was put into each slot. 0: none."""
 
     def slots_of(self, tokens: array[int], end: int, salts: Sequence[int]) -> Slots:
         """The slots of all suffixes of ``tokens[:end]`` that the text is long enough for, one for each salt."""
@@ -129,18 +130,11 @@ class SuffixTable:
         """What tells the suffixes of these spaces from those of others."""
         return tuple(space * self._space_multiplier & _MASK for space in spaces)
 
-    def find(self, slots: Slots) -> Iterator[tuple[int, int]]:
-        """``(order, place)``: the latest place that was put into each slot, if one was, in the order of the slots."""
-        view = self._view
-        for order, slot in slots:
-            if place := view[slot]:
-                yield order, place
-
     def put(self, slots: Slots, place: int) -> None:
         """Note that the suffixes of these slots occurred, and that ``place`` followed them."""
-        view = self._view
+        places = self.places
         for _, slot in slots:
-            view[slot] = place
+            places[slot] = place
 
     def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
         """The same as :meth:`put` of ``place + end`` for each ``end`` from ``first`` to ``last - 1``.
@@ -196,17 +190,13 @@ class LookupIndex:
         self._texts: Final[dict[int, _Text]] = {}
         self._ended: Final[deque[_Text]] = deque()
         self._last_number = 0
-        self._tokens = 0
+        self.tokens = 0
+        """Tokens of all texts that are kept."""
 
     @property
     def keeps_ended(self) -> bool:
         """Whether texts of ended requests are kept at all."""
         return self._scope is LookupScope.SPECULATOR
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all texts that are kept."""
-        return self._tokens
 
     def begin(self, rid: str, prompt: Sequence[int], *, may_share: bool = True, tenant: str = "") -> None:
         """Start a request with its prompt. A request that was begun before starts afresh.
@@ -233,7 +223,7 @@ class LookupIndex:
             table.put(slots or table.slots_of(known, end, text.salts), first_place + end)
             known.append(token)
             text.slots = None
-        self._tokens += len(tokens)
+        self.tokens += len(tokens)
 
     def end(self, rid: str) -> None:
         """Stop a request. A text that is shared remains for other requests."""
@@ -273,7 +263,7 @@ class LookupIndex:
         readable = (number, tenant) if self._scope is LookupScope.SPECULATOR else (number,)
         salts, salts_to_read = self._table.salts_of(spaces), self._table.salts_of(readable)
         text = self._texts[number] = _Text(number, array("q", tokens), shared, tenant, salts, salts_to_read)
-        self._tokens += len(tokens)
+        self.tokens += len(tokens)
         self._table.put_range(text.tokens, 1, len(tokens), spaces, text.first_place)
         return text
 
@@ -281,8 +271,9 @@ class LookupIndex:
         """Text, position and length of the latest occurrence of the longest suffix of ``text`` that occurred before."""
         if text.slots is None:
             text.slots = self._table.slots_of(text.tokens, len(text.tokens), text.salts_to_read)
-        for order, place in self._table.find(text.slots):
-            if found := self._occurrence(text, order, place):
+        places = self._table.places
+        for order, slot in text.slots:
+            if (place := places[slot]) and (found := self._occurrence(text, order, place)):
                 return *found, order
         return None
 
@@ -320,12 +311,12 @@ class LookupIndex:
         return tokens
 
     def _evict(self) -> None:
-        while self._tokens > self._max_tokens and self._ended:
+        while self.tokens > self._max_tokens and self._ended:
             self._forget(self._ended.popleft())
 
     def _forget(self, text: _Text) -> None:
         del self._texts[text.number]
-        self._tokens -= len(text.tokens)
+        self.tokens -= len(text.tokens)
 
 
 def _space_of(tenant: str) -> int:

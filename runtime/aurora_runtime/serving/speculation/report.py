@@ -109,7 +109,7 @@ class RoundReport:
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
             costs=tuple(controller.costs.cells()),
-            speedup_over_off=controller.speedup_over_off,
+            speedup_over_off=None if (speedup := controller.speedup_over_off) is None else min(speedup, MAX_SPEEDUP),
             saved_time=self._saved_time.observe(time.monotonic(), controller.saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
         )
