@@ -62,7 +62,7 @@ def operator_process() -> frozenset[str]:
 
 def agent() -> tuple[Exported, ...]:
     """The agent's metrics, from a state in which every one of them has a value."""
-    made = Metrics(spool_limit_bytes=1)
+    made = Metrics()
     made.record_swap("success", 0.1)
     counters = SourceCounters(proposed_at=(2,), accepted_at=(1,))
     speculation = SpeculationState(

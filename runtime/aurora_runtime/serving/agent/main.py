@@ -51,7 +51,7 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
+from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import FencedObjectStore, Keys, StoreConfig
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
@@ -229,7 +229,7 @@ def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -
 def build_agent(settings: ServingSettings, options: AgentOptions, session: aiohttp.ClientSession) -> Agent:
     """The agent of one pod. The agent calls the engine over ``session``."""
     folder, registry = PodFolder(options.state), _open_registry(settings)
-    metrics = Metrics(spool_limit_bytes=MAX_SPOOL_BYTES)
+    metrics = Metrics()
     admin_key = options.engine_key.read_text().strip()
     token_file = options.keys / AGENT_TOKEN
     drafts = DraftCache(folder, registry)

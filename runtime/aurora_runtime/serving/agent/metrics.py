@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
-from aurora_runtime.serving.pod_files import SpeculationState
+from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, SpeculationState
 from aurora_runtime.serving.speculation.estimates import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
@@ -68,12 +68,12 @@ def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Itera
     yield losses
 
 
-def _spool_metrics(spool: SpoolState, limit_bytes: int | None) -> Iterable[Metric]:
+def _spool_metrics(spool: SpoolState) -> Iterable[Metric]:
     """What waits for its upload."""
     for name, help_text, value in (
         ("spool_bytes", "Bytes of the shards that wait for their upload.", sum(spool.shard_bytes)),
         ("spool_oldest_shard_seconds", "Age of the oldest shard that waits for its upload.", spool.oldest_seconds),
-        ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", limit_bytes),
+        ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", MAX_SPOOL_BYTES),
         ("spool_free_bytes", "Free bytes of the file system of the spool.", spool.free_bytes),
     ):
         if value is not None:
@@ -129,8 +129,7 @@ def _position_metrics(speculation: SpeculationState) -> Iterable[Metric]:
 class Metrics(Collector):
     """The metrics of one agent."""
 
-    def __init__(self, spool_limit_bytes: int | None = None) -> None:
-        self._spool_limit_bytes = spool_limit_bytes
+    def __init__(self) -> None:
         self._shown: tuple[AgentState, SpeculationState | None, CaptureFigures] | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -173,6 +172,6 @@ class Metrics(Collector):
         if state.engine_ready:
             yield from _live_metrics(state.live)
         yield from _capture_metrics(state.capture, figures)
-        yield from _spool_metrics(figures.spool, self._spool_limit_bytes)
+        yield from _spool_metrics(figures.spool)
         if speculation is not None:
             yield from _speculation_metrics(speculation)
