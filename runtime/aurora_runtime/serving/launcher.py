@@ -388,9 +388,6 @@ class EngineSupervisor:
         """Whether a withdrawn engine cannot restore its draft, or nothing shows any more which draft it holds."""
         try:
             withdrawal = self._start.options.folder.read_withdrawal()
-        except InvalidRecord:
-            log.error("withdrawal.json is damaged; check the node's disk if this comes again")  # noqa: TRY400
-            return True
         except OSError:
             return False
         return withdrawal is not None and withdrawal.restart and withdrawal.boot == self._start.state.boot

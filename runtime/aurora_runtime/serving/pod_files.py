@@ -7,7 +7,6 @@ checked beyond their types.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import secrets
@@ -19,7 +18,7 @@ from typing import Final, TypeVar
 from pydantic import Field
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import LiveCounters, Machine, SavedTime, TraceBudget, measurement_pass
+from aurora_protocol.agent_api import LiveCounters, Machine, SavedTime, SwapRequest, TraceBudget, measurement_pass
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record, Sha256
 
@@ -189,15 +188,29 @@ class PodFolder:
         os.replace(link, self.current)
 
     def read_crashes(self, version: int) -> EngineCrashes:
-        """The engine's crashes with this draft version. A damaged record counts as none."""
-        with contextlib.suppress(InvalidRecord):
-            crashes = _read(self.crashes, EngineCrashes)
-            if crashes is not None and crashes.version == version:
-                return crashes
-        return EngineCrashes(version=version)
+        """The engine's crashes with this draft version."""
+        crashes = _read(self.crashes, EngineCrashes)
+        return crashes if crashes is not None and crashes.version == version else EngineCrashes(version=version)
 
     def read_withdrawal(self) -> Withdrawal | None:
-        return _read(self.withdrawal, Withdrawal)
+        """The withdrawal. Where the disk has damaged it: one that admits nobody and orders another engine start.
+
+        The engine may hold a trial draft then, and the checksum of the current draft is lost.
+        """
+        try:
+            return Withdrawal.from_json(self.withdrawal.read_bytes())
+        except FileNotFoundError:
+            return None
+        except InvalidRecord:
+            return Withdrawal(
+                measurement="unknown",
+                boot=self.ready_boot(),
+                current_digest="0" * 64,
+                current_checksum="",
+                trial=True,
+                restart=True,
+                pass_sha256="0" * 64,
+            )
 
     def read_engine_state(self) -> EngineState | None:
         return _read(self.engine, EngineState)
@@ -210,21 +223,22 @@ class PodFolder:
     def read_capture_state(self) -> CaptureState | None:
         return _read(self.capture, CaptureState)
 
+    def read_swap_request(self) -> SwapRequest | None:
+        return _read(self.swap_request, SwapRequest)
+
     def read_trace_budget(self) -> TraceBudget | None:
-        """The last order; None without one, and where the disk damaged it: the operator then orders again."""
-        try:
-            return _read(self.trace_budget, TraceBudget)
-        except InvalidRecord:
-            return None
+        """The last order. Without one, the operator orders again."""
+        return _read(self.trace_budget, TraceBudget)
 
     def read_speculation_state(self) -> SpeculationState | None:
         return _read(self.speculation, SpeculationState)
 
 
 def _read(path: Path, record: type[R]) -> R | None:
+    """The record. None: there is none, or the disk has damaged it, and its writer soon writes another one."""
     try:
         return record.from_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, InvalidRecord):
         return None
 
 

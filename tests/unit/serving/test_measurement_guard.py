@@ -125,6 +125,13 @@ async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene)
     assert (await scene.ask("GET"))[0] == 200, "health and metrics"
 
 
+async def test_where_the_disk_damaged_the_withdrawal_no_client_is_answered(scene: Scene) -> None:
+    scene.launcher_says(ready=True)
+    scene.folder.withdrawal.write_bytes(b"{")
+    assert (await scene.ask())[0] == 503
+    assert await scene.probe() == 503
+
+
 async def test_an_engine_started_after_the_trial_answers_clients(scene: Scene) -> None:
     """SGLang warms itself up through its own port."""
     scene.withdraw(trial=True, boot="b0")

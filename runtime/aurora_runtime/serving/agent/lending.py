@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
@@ -38,8 +37,6 @@ DRAIN_SECONDS: Final = 15.0
 No client has a connection left by then, but for requests that run: every answer of a withdrawn pod closes its
 connection, and the engine closes connections that idle for 5 s.
 """
-LOST_MEASUREMENT: Final = "unknown"
-"""Stands for the measurement whose ``withdrawal.json`` is damaged. The launcher then starts the engine again."""
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
 """A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
@@ -78,27 +75,16 @@ class MeasurementLease:
 
     def status(self) -> MeasurementStatus | None:
         """The withdrawal's progress for the agent API. None while the pod serves."""
-        engine = self._pod.folder.read_engine_state()
-        try:
-            withdrawal = self._pod.folder.read_withdrawal()
-        except InvalidRecord:
-            return MeasurementStatus(measurement=LOST_MEASUREMENT, phase=MeasurementPhase.RETURNING)
+        engine, withdrawal = self._pod.folder.read_engine_state(), self._pod.folder.read_withdrawal()
         if withdrawal is None:
             return None
         phase = MeasurementPhase.MEASURING if withdrawal.drained else MeasurementPhase.DRAINING
         return MeasurementStatus(
             measurement=withdrawal.measurement,
-            phase=phase if self._is_valid() else MeasurementPhase.RETURNING,
+            phase=phase if self._is_valid() and not withdrawal.restart else MeasurementPhase.RETURNING,
             machine=engine.machine if engine else None,
             boot=engine.boot if engine and engine.ready else "",
         )
-
-    def _readable_withdrawal(self) -> Withdrawal | None:
-        """The withdrawal. None: there is none, or it is damaged."""
-        try:
-            return self._pod.folder.read_withdrawal()
-        except InvalidRecord:
-            return None
 
     def _is_valid(self) -> bool:
         return self._expires_at is not None and self._clock() < self._expires_at
@@ -120,7 +106,7 @@ class MeasurementLease:
                     await self._withdraw(request)
                     return
         # Without the lock: a trial may hold it for as long as a download takes, and the lease must not end meanwhile.
-        withdrawal = self._readable_withdrawal()
+        withdrawal = self._pod.folder.read_withdrawal()
         is_holder = withdrawal is not None and withdrawal.measurement == request.measurement
         if request.lease_seconds == 0:
             self._expires_at = None if is_holder else self._expires_at
@@ -166,7 +152,7 @@ class MeasurementLease:
             RuntimeFault, StoreError: the trial is not possible. The pod can still return.
         """
         async with self._lock:
-            withdrawal = self._readable_withdrawal()
+            withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None or withdrawal.measurement != request.measurement or not self._is_valid():
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
             if not withdrawal.drained:
@@ -213,20 +199,17 @@ class MeasurementLease:
             if self.withdrawn:
                 try:
                     await self.advance()
-                except (RuntimeFault, StoreError, InvalidRecord, OSError) as error:
+                except (RuntimeFault, StoreError, OSError) as error:
                     log.warning("the withdrawn pod could not take its next step and will retry: %s", error)
             await asyncio.sleep(POLL_SECONDS)
 
     async def advance(self) -> None:
-        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again.
-
-        Raises :class:`InvalidRecord` while ``withdrawal.json`` is damaged.
-        """
+        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again."""
         async with self._lock:
             withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None:
                 return
-            if not self._is_valid():
+            if withdrawal.restart or not self._is_valid():
                 self._expires_at = None
                 if await self._restore_or_restart(withdrawal):
                     log.info("the pod returned from %s", withdrawal.measurement)

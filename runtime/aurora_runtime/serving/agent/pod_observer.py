@@ -17,7 +17,6 @@ from aurora_protocol.agent_api import (
     LiveCounters,
     TraceBudget,
 )
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.lending import MeasurementLease
@@ -46,7 +45,7 @@ class PodObserver:
     async def run(self) -> None:
         """Until cancelled: recover each start of the engine, which may be paused by an agent that died."""
         while True:
-            with contextlib.suppress(OSError, InvalidRecord):  # a disk that is busy or was damaged: read again
+            with contextlib.suppress(OSError):  # a disk that is busy: read again
                 await self.recover()
             await asyncio.sleep(RECOVERY_POLL_SECONDS)
 
@@ -113,11 +112,7 @@ class PodObserver:
 
         The age of the report does not matter: an idle engine has nothing to add.
         """
-        try:
-            state = self._pod.folder.read_speculation_state()
-        except InvalidRecord as error:
-            log.warning("speculation.json is not readable: %s", error)
-            return None
+        state = self._pod.folder.read_speculation_state()
         return state if state is not None and state.ok and state.boot == boot else None
 
     async def state(self) -> AgentState:

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
@@ -79,13 +78,7 @@ class Swapper:
 
         None: there is none, or the disk has damaged its file. The present leader's next order then sets the fence anew.
         """
-        try:
-            return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
-        except FileNotFoundError:
-            return None
-        except InvalidRecord as error:
-            log.warning("swap.json is damaged, so the next order is accepted whatever its epoch is: %s", error)
-            return None
+        return self._pod.folder.read_swap_request()
 
     @contextlib.asynccontextmanager
     async def no_swap(self) -> AsyncIterator[None]:
