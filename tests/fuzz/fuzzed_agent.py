@@ -28,8 +28,7 @@ from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.pod_files import EngineState, write_atomically
 from tests.fuzz.mutations import VALUES, mutated_bytes, mutated_json
 from tests.unit.fakes import KEY
 from tests.unit.serving.agent.rigs import JOB, TOKEN, Rig

@@ -22,7 +22,7 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.first_staging import stage_active_draft
+from aurora_runtime.serving.agent.main import stage_active_draft
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier

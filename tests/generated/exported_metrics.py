@@ -9,7 +9,6 @@ import ast
 import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
@@ -20,7 +19,7 @@ from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.agent_api import AgentState
 from aurora_runtime.serving.agent.metrics import CaptureFigures, Metrics
 from aurora_runtime.serving.agent.uploader import SpoolState
-from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.pod_files import RoundCost, SourceCounters, SpeculationState
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 _SGLANG_SUFFIXES = {"Counter": ("",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
@@ -63,9 +62,9 @@ def operator_process() -> frozenset[str]:
 
 def agent() -> tuple[Exported, ...]:
     """The agent's metrics, from a state in which every one of them has a value."""
-    made = Metrics(spool_limit_bytes=1)
+    made = Metrics()
     made.record_swap("success", 0.1)
-    counters = SourceCounters(requests=1, proposed_at=(2,), accepted_at=(1,))
+    counters = SourceCounters(proposed_at=(2,), accepted_at=(1,))
     speculation = SpeculationState(
         boot="b",
         rounds_by_arm={"off": 1},
@@ -73,7 +72,6 @@ def agent() -> tuple[Exported, ...]:
         draft=counters,
         costs=(RoundCost(arm="off", batch_size=1, milliseconds=1.0),),
         speedup_over_off=1.0,
-        written_at=datetime.now(UTC),
     )
     state = AgentState(pod="p", boot="b", engine_ready=True, version=1)
     figures = CaptureFigures(losses={"queue": 1}, spool=SpoolState((1,), 1.0, 1))

@@ -24,7 +24,7 @@ from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, Tar
 from aurora_runtime.engine.draft_config import config_json, lineage_config
 from aurora_runtime.engine.draft_update import DIGEST_BUFFER, DIGEST_TENSOR, PATH_TENSOR
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.pod_files import Withdrawal
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo

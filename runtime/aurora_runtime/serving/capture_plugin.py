@@ -15,8 +15,7 @@ from typing import Final
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import protection
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, write_atomically
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -33,11 +32,9 @@ CALLS: Final = (
 
 def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     """The hooks that protect the engine, its keys and its measurements."""
-    guard, authentication = protection.guard_hook(settings), protection.AUTHENTICATION_FUNCTION
     return (
         Hook(protection.VALIDATE_FUNCTION, protection.before_validation, HookKind.BEFORE),
-        Hook(authentication, protection.after_authentication, HookKind.AFTER),
-        Hook(authentication, guard, HookKind.AFTER),
+        Hook(protection.AUTHENTICATION_FUNCTION, protection.guard_hook(settings), HookKind.AFTER),
         Hook(protection.SECRETS_FUNCTION, protection.after_redaction, HookKind.AFTER),
         Hook(protection.COMMAND_LINE_FUNCTION, protection.after_redaction, HookKind.AFTER),
     )

@@ -50,8 +50,7 @@ from aurora_runtime.errors import EngineFault, EngineMismatch, TargetUnavailable
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.placeholder_draft import ensure_draft
-from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
-from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.pod_files import MANIFEST, EngineState, PodFolder, new_boot, write_atomically
 from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
@@ -90,11 +89,6 @@ class StartFiles:
     def traffic_key(self) -> bytes:
         """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
         return traffic_key(self.traffic_secret, LINEAGE_NUMBER)
-
-    @property
-    def tag_key(self) -> bytes:
-        """Hashes the tags of requests. Equal in all pods of the speculator."""
-        return tag_key(self.traffic_secret)
 
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
@@ -165,7 +159,7 @@ class EngineStart:
             pod=os.environ.get("POD_NAME", "pod"),
             boot=self.state.boot,
             traffic_key=self.files.traffic_key.hex(),
-            tag_key=self.files.tag_key.hex(),
+            tag_key=tag_key(self.files.traffic_secret).hex(),
             tokens_per_minute=capture.tokens_per_minute,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
@@ -394,9 +388,6 @@ class EngineSupervisor:
         """Whether a withdrawn engine cannot restore its draft, or nothing shows any more which draft it holds."""
         try:
             withdrawal = self._start.options.folder.read_withdrawal()
-        except InvalidRecord:
-            log.error("withdrawal.json is damaged; check the node's disk if this comes again")  # noqa: TRY400
-            return True
         except OSError:
             return False
         return withdrawal is not None and withdrawal.restart and withdrawal.boot == self._start.state.boot

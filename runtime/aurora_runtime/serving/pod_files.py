@@ -1,55 +1,181 @@
-"""Paths in the folder that the containers of an inference pod share, and the atomic write of its files.
+"""What the containers of an inference pod leave for each other: the pod's folder, its files, and the records in them.
 
 This module imports neither torch nor sglang, because the agent imports it. Invariant: every record is replaced by an
-atomic rename, so that a reader never sees half a record.
+atomic rename, so that a reader never sees half a record. Only our own processes write these records, so they are not
+checked beyond their types.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 import secrets
 import time
-from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
-from aurora_protocol.agent_api import TraceBudget
+from pydantic import Field
+
+from aurora_api.base import Timestamp
+from aurora_protocol.agent_api import LiveCounters, Machine, SavedTime, SwapRequest, TraceBudget, measurement_pass
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.record import Record
-from aurora_runtime.serving.pod_records import (
-    CaptureState,
-    EngineCrashes,
-    EngineState,
-    SpeculationState,
-    Withdrawal,
-)
+from aurora_protocol.record import Record, Sha256
 
 MANIFEST: Final = "manifest.json"
 """Name of the manifest in a draft's folder."""
 MAX_SPOOL_BYTES: Final = 4 << 30
 """Bytes of shards that wait for their upload in the pod's folder, before the oldest shard is dropped."""
+CRASH_WINDOW: Final = timedelta(minutes=10)
 
 R = TypeVar("R", bound=Record)
 
+# the records ---------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class PodFolder:
-    """The shared folder of one pod. A property is the path of the folder or JSON file of the same name.
 
-    :mod:`aurora_runtime.serving.pod_records` holds the records in these files.
+class EngineState(Record):
+    """``engine.json``: the launcher reports the engine start that is running."""
+
+    boot: str = Field(description="Random id of this engine start.")
+    ready: bool = Field(description="Whether the engine answers requests and, with a draft, captures traces.")
+    started_at: Timestamp
+    machine: Machine | None = None
+    held_version: int | None = Field(
+        default=None, description="The draft version with which this start does not speculate, after EngineCrashes."
+    )
+
+
+class EngineCrashes(Record):
+    """``crashes.json``: when the engine ended by itself with one draft version, at most twice.
+
+    Two crashes hold every later start with this version to rounds without speculation. The cause may be our code in
+    SGLang, which a restart would meet again. The init container removes the file.
     """
 
-    path: Path
+    version: int
+    at: tuple[Timestamp, ...] = ()
 
     @property
-    def drafts(self) -> Path:
-        return self.path / "drafts"
+    def hold(self) -> bool:
+        return len(self.at) > 1
+
+    def plus(self, now: datetime) -> EngineCrashes:
+        """With a crash at ``now``, and without those that are too old to count."""
+        recent = tuple(at for at in self.at if now - at <= CRASH_WINDOW)
+        return self if self.hold else EngineCrashes(version=self.version, at=(*recent, now))
+
+
+class CaptureState(Record):
+    """``capture.json``: counters of the capture plugin since the engine started."""
+
+    boot: str
+    ok: bool = Field(description="False: the plugin refused to capture; `error` says why.")
+    error: str = ""
+    probe_records: int = Field(default=0, description="Captured verify rounds of the launcher's probe request.")
+    captured_records: int = 0
+    dropped_records: int = 0
+    hook_errors: int = Field(default=0, description="Exceptions inside hooks. Each loses the records of one batch.")
+    traced_answer_tokens: int = 0
+    shards_dropped: int = 0
+    losses: dict[str, int] = Field(default_factory=dict, description="What was lost, by reason.")
+    live: LiveCounters = Field(default=LiveCounters(), description="The ended requests of clients, traced or not.")
+
+
+class SourceCounters(Record):
+    """What one source of proposals (lookup or draft) did since the engine started.
+
+    Item ``i`` of a tuple stands for the ``i + 1``-th proposed token of a chain. A chain of 3 tokens, of which the
+    target accepted 1, adds 1 to the first 3 items of `proposed_at` and to the first item of `accepted_at`.
+    """
+
+    proposed_at: tuple[int, ...] = Field(default=(), description="Chains with a proposed token at each position.")
+    accepted_at: tuple[int, ...] = Field(default=(), description="Chains accepted up to each position.")
 
     @property
-    def current(self) -> Path:
+    def rounds(self) -> int:
+        """Chains of at least one token: one for each round of a request for which the source proposed."""
+        return self.proposed_at[0] if self.proposed_at else 0
+
+
+class RoundCost(Record):
+    """The measured time of a decode round."""
+
+    arm: str = Field(description="The arm's name: `off`, or who proposes and how many tokens, such as `lookup-5`.")
+    batch_size: int = Field(description="Running requests.")
+    milliseconds: float
+
+
+class SpeculationState(Record):
+    """``speculation.json``: decisions and results of the speculation controller since the engine started.
+
+    A round of ``rounds_by_arm`` is one decode round of the batch. A round of a :class:`SourceCounters` is one request's
+    part of a decode round.
+    """
+
+    boot: str
+    ok: bool = Field(default=True, description="False: the plugin refused to install its hooks; `error` says why.")
+    error: str = ""
+    errors: int = Field(default=0, description="Rounds that were decided without the controller after an error.")
+    rounds_by_arm: dict[str, int] = Field(default_factory=dict)
+    lookup: SourceCounters = SourceCounters()
+    draft: SourceCounters = SourceCounters()
+    costs: tuple[RoundCost, ...] = Field(default=(), description="Only arms and batch sizes that were measured.")
+    speedup_over_off: float | None = Field(
+        default=None, description="Estimated throughput relative to no speculation. None: nothing to estimate it from."
+    )
+    saved_time: SavedTime | None = Field(
+        default=None, description="Time that speculation saves. None: nothing to estimate it from."
+    )
+    exploring_share: float = Field(default=0, description="Share of the decode rounds that explored.")
+
+
+class Withdrawal(Record):
+    """``withdrawal.json``: the pod is withdrawn from its Service. The pod is not ready while the file exists.
+
+    The agent writes the file before it loads any trial draft. The agent removes the file once it has confirmed that
+    the engine holds the current draft again.
+    """
+
+    measurement: str
+    drained: bool = Field(default=False, description="Whether the requests of clients have ended.")
+    boot: str = Field(description="The engine start that is lent. The next start removes the file.")
+    current_digest: Sha256 = Field(description="The draft to restore: the pod's current draft.")
+    current_checksum: str
+    trial: bool = Field(default=False, description="Whether the engine may hold a trial draft.")
+    restart: bool = Field(
+        default=False, description="Whether the engine cannot restore the draft. The launcher then starts it again."
+    )
+    pass_sha256: Sha256 = Field(description="Digest of the pass that the measurement's requests carry. No secret.")
+
+
+def pass_digest(token: str, measurement: str) -> str:
+    """The digest of a measurement's pass, as :class:`Withdrawal` keeps it."""
+    return hashlib.sha256(measurement_pass(token, measurement).encode()).hexdigest()
+
+
+# the folder ----------------------------------------------------------------------------------------------------------
+
+
+class PodFolder:
+    """The shared folder of one pod. An attribute is the path of the folder or JSON file of the same name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self.drafts: Final = path / "drafts"
+        self.current: Final = self.drafts / "current"
         """Symlink to the folder of the draft that the engine starts with."""
-        return self.drafts / "current"
+        self.spool: Final = path / "spool"
+        """Folder of the shards that wait for their upload."""
+        self.lineage: Final = path / "lineage.json"
+        self.capture: Final = path / "capture.json"
+        self.speculation: Final = path / "speculation.json"
+        self.engine: Final = path / "engine.json"
+        self.crashes: Final = path / "crashes.json"
+        self.withdrawal: Final = path / "withdrawal.json"
+        self.swap_request: Final = path / "swap.json"
+        """The last swap request that the agent accepted."""
+        self.trace_budget: Final = path / "trace-budget.json"
+        """The last trace budget that the operator ordered."""
 
     def draft(self, version: int, digest: str) -> Path:
         """The folder of a draft."""
@@ -61,55 +187,30 @@ class PodFolder:
         link.symlink_to(draft.name)
         os.replace(link, self.current)
 
-    @property
-    def spool(self) -> Path:
-        """Folder of the shards that wait for their upload."""
-        return self.path / "spool"
-
-    @property
-    def lineage(self) -> Path:
-        return self.path / "lineage.json"
-
-    @property
-    def capture(self) -> Path:
-        return self.path / "capture.json"
-
-    @property
-    def speculation(self) -> Path:
-        return self.path / "speculation.json"
-
-    @property
-    def engine(self) -> Path:
-        return self.path / "engine.json"
-
-    @property
-    def crashes(self) -> Path:
-        return self.path / "crashes.json"
-
-    @property
-    def withdrawal(self) -> Path:
-        return self.path / "withdrawal.json"
-
-    @property
-    def swap_request(self) -> Path:
-        """The last swap request that the agent accepted."""
-        return self.path / "swap.json"
-
-    @property
-    def trace_budget(self) -> Path:
-        """The last trace budget that the operator ordered."""
-        return self.path / "trace-budget.json"
-
     def read_crashes(self, version: int) -> EngineCrashes:
-        """The engine's crashes with this draft version. A damaged record counts as none."""
-        with contextlib.suppress(InvalidRecord):
-            crashes = _read(self.crashes, EngineCrashes)
-            if crashes is not None and crashes.version == version:
-                return crashes
-        return EngineCrashes(version=version)
+        """The engine's crashes with this draft version."""
+        crashes = _read(self.crashes, EngineCrashes)
+        return crashes if crashes is not None and crashes.version == version else EngineCrashes(version=version)
 
     def read_withdrawal(self) -> Withdrawal | None:
-        return _read(self.withdrawal, Withdrawal)
+        """The withdrawal. Where the disk has damaged it: one that admits nobody and orders another engine start.
+
+        The engine may hold a trial draft then, and the checksum of the current draft is lost.
+        """
+        try:
+            return Withdrawal.from_json(self.withdrawal.read_bytes())
+        except FileNotFoundError:
+            return None
+        except InvalidRecord:
+            return Withdrawal(
+                measurement="unknown",
+                boot=self.ready_boot(),
+                current_digest="0" * 64,
+                current_checksum="",
+                trial=True,
+                restart=True,
+                pass_sha256="0" * 64,
+            )
 
     def read_engine_state(self) -> EngineState | None:
         return _read(self.engine, EngineState)
@@ -122,21 +223,22 @@ class PodFolder:
     def read_capture_state(self) -> CaptureState | None:
         return _read(self.capture, CaptureState)
 
+    def read_swap_request(self) -> SwapRequest | None:
+        return _read(self.swap_request, SwapRequest)
+
     def read_trace_budget(self) -> TraceBudget | None:
-        """The last order; None without one, and where the disk damaged it: the operator then orders again."""
-        try:
-            return _read(self.trace_budget, TraceBudget)
-        except InvalidRecord:
-            return None
+        """The last order. Without one, the operator orders again."""
+        return _read(self.trace_budget, TraceBudget)
 
     def read_speculation_state(self) -> SpeculationState | None:
         return _read(self.speculation, SpeculationState)
 
 
 def _read(path: Path, record: type[R]) -> R | None:
+    """The record. None: there is none, or the disk has damaged it, and its writer soon writes another one."""
     try:
         return record.from_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, InvalidRecord):
         return None
 
 

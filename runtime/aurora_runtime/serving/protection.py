@@ -35,15 +35,14 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER
 from aurora_runtime.request_wish import request_wish
 from aurora_runtime.serving.capture.settings import CaptureSettings
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.pod_files import PodFolder, Withdrawal
 
 # keys and clients' texts in logs -------------------------------------------------------------------------------------
 
@@ -111,13 +110,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 
-async def send_text(send: Send, status: int, text: bytes, headers: Iterable[Header] = ()) -> None:
-    """Answer with ``text`` and no more. ``headers`` are further headers."""
-    own = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+async def send_text(send: Send, status: int, text: bytes) -> None:
+    """Answer with ``text`` and no more."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})
 
 
@@ -134,29 +132,6 @@ def closed_routes(environment: Mapping[str, str]) -> dict[str, bytes]:
         environment.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): _UNCHECKED,
         environment.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): _UNCHECKED,
     }
-
-
-class ClosedRoutes:
-    """ASGI middleware. Answers 404 with a reason on a closed path."""
-
-    def __init__(self, app: Application, routes: Mapping[str, bytes]) -> None:
-        self._app, self._routes = app, routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            # SGLang's router takes a path with and without the prefix of --fastapi-root-path.
-            for name in (path, path.removeprefix(scope.get("root_path", ""))):
-                if reason := self._routes.get(name):
-                    await send_text(send, 404, reason)
-                    return
-        await self._app(scope, receive, send)
-
-
-def after_authentication(result: Any, app: Any, *_: Any, **__: Any) -> Any:
-    """The hook after SGLang's authentication that closes the routes."""
-    app.add_middleware(ClosedRoutes, routes=closed_routes(os.environ))
-    return result
 
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
@@ -184,21 +159,32 @@ _REFUSAL: Final = b"this replica is withdrawn for a measurement: ask another rep
 
 
 class Guard:
-    """ASGI middleware. While the pod serves, a request costs a look at its headers and at whether a file exists."""
+    """ASGI middleware. While the pod serves, a request costs a look at its headers and at whether a file exists.
+
+    A closed path is answered with 404 and a reason.
+    """
 
     def __init__(self, app: Application, *, folder: PodFolder, boot: str, admin_key: str) -> None:
         self._app, self._folder, self._boot = app, folder, boot
+        self._closed = closed_routes(os.environ)
         self._admin = f"Bearer {admin_key}".encode()
         self._checked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _PROBE in dict(scope["headers"]) and not self._may_serve():
-            await send_text(send, 503, _NOT_READY)
-            return
-        if scope["type"] != "http" or not os.path.exists(self._folder.withdrawal):  # noqa: ASYNC240 - a stat, not a read
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        withdrawal = self._folder.read_withdrawal()
+        path = scope["path"]
+        # SGLang's router takes a path with and without the prefix of --fastapi-root-path.
+        for name in (path, path.removeprefix(scope.get("root_path", ""))):
+            if reason := self._closed.get(name):
+                await send_text(send, 404, reason)
+                return
+        if _PROBE in dict(scope["headers"]) and not self._may_serve():
+            await send_text(send, 503, _NOT_READY)
+            return
+        # The file is read only where there is one.
+        withdrawal = self._folder.read_withdrawal() if os.path.exists(self._folder.withdrawal) else None  # noqa: ASYNC240
         if withdrawal is None:
             await self._app(scope, receive, send)
             return

@@ -8,15 +8,13 @@ the controller.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import PodFolder, SpeculationState, write_atomically
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -67,7 +65,7 @@ def install() -> None:
 
 def refuse(settings: SpeculationSettings, reason: str) -> None:
     """Tell the launcher and the agent that this engine serves without the controller."""
-    state = SpeculationState(boot=settings.boot, ok=False, error=reason, written_at=datetime.now(UTC))
+    state = SpeculationState(boot=settings.boot, ok=False, error=reason)
     write_atomically(PodFolder(Path(settings.state_folder)).speculation, state.to_json())
 
 
@@ -75,20 +73,18 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
     """The hooks that decide and carry out the rounds of this process."""
     from sglang.srt.runtime_context import get_serving
 
-    from aurora_runtime.serving.speculation.controller import Controller
-    from aurora_runtime.serving.speculation.policy import FixedArms, Policy
+    from aurora_runtime.serving.speculation.controller import Controller, FixedArms
+    from aurora_runtime.serving.speculation.hooks import WorkerHooks
     from aurora_runtime.serving.speculation.report import RoundReport
-    from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 
-    policy: Policy = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
-    longest, untrained = max(arm.steps for arm in settings.arms), {*map(str, settings.untrained_versions)}
+    controller = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
+    longest = max(arm.steps for arm in settings.arms)
     hooks = WorkerHooks(
         settings,
-        policy,
-        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
+        controller,
+        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, controller, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
-        runs_draft=lambda version: version not in untrained,
     )
     around = HookKind.AROUND
     return (
@@ -97,8 +93,8 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         Hook(f"{_DRAFT_WORKER}.init_attention_backend", hooks.around_draft_side, around),
         Hook(f"{_DRAFT_WORKER}._capture_cuda_graphs", hooks.around_draft_side, around),
         Hook(f"{_WORKER}.forward_batch_generation", hooks.around_forward, around),
-        Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_activate, around),
-        Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_verify_complete, around),
+        Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_rule, around),
+        Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_rule, around),
         Hook(f"{_WORKER}.verify", hooks.around_verify, around),
         Hook(f"{_DRAFT_WORKER}.draft", hooks.around_draft, around),
         Hook(f"{_DRAFT_WORKER}._draft_extend_for_prefill", hooks.around_prefill_extend, around),

@@ -33,9 +33,8 @@ from tests.bench.speculation.regret import measure_regret, new_controller
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-from aurora_runtime.serving.speculation.policy import Outcome, RequestOutlook
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from aurora_runtime.serving.speculation.lookup import LookupIndex, RequestTexts
+from aurora_runtime.serving.speculation.rounds import Outcome, RequestOutlook
 
 REQUESTS_AT_LEAST = 60
 REQUESTS_PER_PLACE = 24

@@ -21,7 +21,7 @@ from tests.bench.speculation.simulator import (
 
 from aurora_runtime.engine.arms import OFF, Arm, arms_within
 from aurora_runtime.serving.speculation.controller import Controller
-from aurora_runtime.serving.speculation.lookup_index import TOKENS_PER_MATCH
+from aurora_runtime.serving.speculation.lookup import TOKENS_PER_MATCH
 
 ARMS = arms_within(draft_steps=7, lookup_steps=11)
 WINDOW_ROUNDS = 200

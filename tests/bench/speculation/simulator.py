@@ -16,10 +16,11 @@ from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
+from aurora_runtime.serving.speculation.controller import Controller
 from aurora_runtime.serving.speculation.estimates import size_range
-from aurora_runtime.serving.speculation.lookup_index import TOKENS_PER_MATCH
-from aurora_runtime.serving.speculation.policy import Outcome, Policy, RequestOutlook, plain_decision
-from aurora_runtime.serving.speculation.worker.hooks import WAKE_MATCH, WAKE_ROUNDS, WAKE_SHARE
+from aurora_runtime.serving.speculation.hooks import WAKE_MATCH, WAKE_ROUNDS, WAKE_SHARE
+from aurora_runtime.serving.speculation.lookup import TOKENS_PER_MATCH
+from aurora_runtime.serving.speculation.rounds import Outcome, RequestOutlook, plain_decision
 
 Load = Callable[[int], int]
 """How many requests run at a time, by the number of requests that have begun. So it is the same for every policy."""
@@ -72,7 +73,7 @@ class _Running:
 
 
 def play(
-    policy: Policy,
+    policy: Controller,
     traffic: Iterable[RecordedRequest],
     concurrency: int | Load,
     costs: CostTable,

@@ -13,14 +13,14 @@ from typing import Final
 
 FAULT_VARIABLE: Final = "TEST_FAULT_FILE"
 HOOKS: Final = (
-    *("around_forward", "around_activate", "around_draft", "around_verify", "around_verify_complete"),
+    *("around_forward", "around_rule", "around_draft", "around_verify"),
     *("around_extend", "around_prefill_extend", "around_release"),
 )
 _CODE: Final = """
 import importlib.util, os, sys
 from pathlib import Path
 
-NAME, FAULT = "aurora_runtime.serving.speculation.worker.hooks", Path(os.environ["TEST_FAULT_FILE"])
+NAME, FAULT = "aurora_runtime.serving.speculation.hooks", Path(os.environ["TEST_FAULT_FILE"])
 
 
 def read(self, name):

@@ -69,4 +69,4 @@ def test_a_pod_without_a_draft_serves_and_takes_a_version_with_another_vocabular
 def drafted_tokens(pod: PodProcesses) -> tuple[int, int]:
     """Tokens that the draft proposed, and how many of them were accepted."""
     state = pod.folder.read_speculation_state()
-    return (state.draft.proposed, state.draft.accepted) if state is not None else (0, 0)
+    return (sum(state.draft.proposed_at), sum(state.draft.accepted_at)) if state is not None else (0, 0)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
-from aurora_runtime.serving.speculation.policy import FixedArms
-from aurora_runtime.serving.speculation.worker.engine import EngineControl
-from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
+from aurora_runtime.serving.speculation.controller import FixedArms
+from aurora_runtime.serving.speculation.engine import EngineControl
+from aurora_runtime.serving.speculation.hooks import WorkerHooks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of SGLang's imports
 

@@ -25,7 +25,7 @@ from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from aurora_runtime.validation.store_reads import FetchedDraft
 from tests.assets.bench_engine import server_environment
@@ -218,10 +218,9 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     assert state.ok
     assert state.errors == 0
     assert {"off", "draft-3", "draft-1", "lookup-7"} <= state.rounds_by_arm.keys()
-    assert state.draft.proposed > 100
-    assert state.draft.accepted > 5, "the draft after the swap repeats tokens"
-    assert state.lookup.accepted > 5
-    assert state.lookup.requests > 3
+    assert sum(state.draft.proposed_at) > 100
+    assert sum(state.draft.accepted_at) > 5, "the draft after the swap repeats tokens"
+    assert sum(state.lookup.accepted_at) > 5
     log = (controlled.folder / "log").read_text(errors="replace")
     assert "Switch adaptive runtime state: steps 0" not in log
     assert json.loads((controlled.folder / "capture.json").read_text())["hookErrors"] == 0
@@ -234,15 +233,17 @@ def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_
         with ThreadPoolExecutor(4) as clients:
             before = list(clients.map(controlled.ask, token_prompts()))
             assert before == plain.tokens
-            state = controlled.state_once(lambda s: s.rounds_by_arm.get("draft-3", 0) > 5 and s.lookup.proposed > 0)
-            assert state.draft.proposed == 0
+            state = controlled.state_once(
+                lambda s: s.rounds_by_arm.get("draft-3", 0) > 5 and sum(s.lookup.proposed_at) > 0
+            )
+            assert sum(state.draft.proposed_at) == 0
             running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
             time.sleep(0.3)
             asyncio.run(swap(controlled))
             assert [answer.result() for answer in running] == plain.tokens
             asyncio.run(flush_cache(controlled.server))
             assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
-        assert controlled.state_once(lambda s: s.draft.accepted > 5).errors == 0  # its draft repeats tokens
+        assert controlled.state_once(lambda s: sum(s.draft.accepted_at) > 5).errors == 0  # its draft repeats tokens
 
 
 def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_across_a_swap(
@@ -259,7 +260,7 @@ def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_acros
                 assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
         state = controlled.state_once(lambda s: s.rounds_by_arm.get("off", 0) > 100)
     assert state.errors == 0
-    assert state.draft.proposed > 0, "it was active, too"
+    assert sum(state.draft.proposed_at) > 0, "it was active, too"
 
 
 def test_an_error_in_any_hook_fails_no_request_and_changes_no_answer(plain: PlainAnswers, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_runtime import termination_message
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.first_staging import stage_active_draft
+from aurora_runtime.serving.agent.main import stage_active_draft
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.tag_erasure import TagErasure

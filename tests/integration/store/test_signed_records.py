@@ -17,7 +17,7 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.first_staging import find_active_draft
+from aurora_runtime.serving.agent.main import find_active_draft
 from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data

@@ -24,13 +24,13 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import (
+from aurora_runtime.serving.pod_files import (
     CaptureState,
     EngineState,
     RoundCost,
     SourceCounters,
     SpeculationState,
+    write_atomically,
 )
 from aurora_store import ObjectStore
 from tests.assets.pod_processes import PodProcesses
@@ -187,7 +187,6 @@ def _growing_records(pod: PodProcesses) -> Iterator[None]:
 
 
 def _write_records(pod: PodProcesses, ticks: int) -> None:
-    now = datetime.now(UTC)
     capture = CaptureState(
         boot=BOOT,
         ok=True,
@@ -214,7 +213,6 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
         ),
         speedup_over_off=1.4,
         exploring_share=0.02,
-        written_at=now,
     )
     write_atomically(pod.folder.capture, capture.to_json())
     write_atomically(pod.folder.speculation, speculation.to_json())
@@ -222,9 +220,7 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
 
 def _counters(rounds: int) -> SourceCounters:
     """Each position was proposed in every round, and accepted in half of the rounds of the position before."""
-    return SourceCounters(
-        requests=1 + rounds // 10, proposed_at=(rounds,) * 3, accepted_at=(rounds // 2, rounds // 4, rounds // 8)
-    )
+    return SourceCounters(proposed_at=(rounds,) * 3, accepted_at=(rounds // 2, rounds // 4, rounds // 8))
 
 
 def _create_pods(

@@ -8,8 +8,7 @@ from pathlib import Path
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.agent_api import Machine
 from aurora_runtime.serving.launcher import EngineStart, LauncherOptions, StartFiles
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.pod_files import EngineState, PodFolder
 from tests.unit.serving.test_sglang_arguments import settings
 
 ADMIN_KEY = "the-admin-key"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import MutableMapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from aurora_runtime.serving.protection import ClosedRoutes, after_authentication, closed_routes
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.protection import Guard, closed_routes
 
 
 async def ask(path: str, *, root_path: str = "", kind: str = "http", **environment: str) -> tuple[int, bytes]:
@@ -27,8 +27,11 @@ async def ask(path: str, *, root_path: str = "", kind: str = "http", **environme
     async def receive() -> MutableMapping[str, Any]:
         raise AssertionError("the body is not read")
 
-    routes = ClosedRoutes(app, closed_routes(environment))
-    await routes({"type": kind, "path": path, "root_path": root_path, "headers": []}, receive, send)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        guard = Guard(app, folder=PodFolder(Path("/none")), boot="b", admin_key="key")
+    await guard({"type": kind, "path": path, "root_path": root_path, "headers": []}, receive, send)
     return messages[0]["status"], messages[1]["body"]
 
 
@@ -61,15 +64,6 @@ async def test_a_closed_route_is_closed_under_a_prefix_and_under_another_name() 
 
 async def test_what_is_not_http_passes() -> None:
     assert (await ask("/open_session", kind="websocket"))[0] == 200
-
-
-def test_the_middleware_is_added_to_sglangs_application(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/predict")
-    added: dict[str, Any] = {}
-    app = SimpleNamespace(add_middleware=lambda middleware, **options: added.update(options, middleware=middleware))
-    assert after_authentication("result", app) == "result"
-    assert added["middleware"] is ClosedRoutes
-    assert "/predict" in added["routes"]
 
 
 def test_the_closed_paths_are_those_of_sglang() -> None:

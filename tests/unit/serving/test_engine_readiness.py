@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 from aurora_runtime.serving.launcher import ReadinessCheck
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState, SpeculationState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, SpeculationState, write_atomically
 from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
 
 ADAPTIVE, FIXED = DraftSpec(shape=Shape.ADAPTIVE), DraftSpec(shape=Shape.FIXED)
@@ -80,7 +78,7 @@ async def check(
 
 
 def write_speculation(path: Path, **fields: Any) -> None:
-    state = SpeculationState(written_at=datetime.now(UTC), **fields)
+    state = SpeculationState(**fields)
     write_atomically(PodFolder(path).speculation, state.to_json())
 
 

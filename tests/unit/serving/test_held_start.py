@@ -15,8 +15,7 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.launcher import EngineStart, EngineSupervisor, ReadinessCheck, StartFiles, prepare_start
-from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import EngineCrashes, Withdrawal
+from aurora_runtime.serving.pod_files import MANIFEST, EngineCrashes, PodFolder, Withdrawal, write_atomically
 from tests.unit.serving.engine_starts import engine_start
 
 NOW = datetime(2026, 12, 2, 12, tzinfo=UTC)

@@ -16,8 +16,7 @@ import pytest
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
-from aurora_runtime.serving.pod_files import new_boot, write_atomically
-from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.pod_files import Withdrawal, new_boot, write_atomically
 from tests.unit.serving.engine_starts import engine_start
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import EngineState, Withdrawal
+from aurora_runtime.serving.pod_files import EngineState, PodFolder, Withdrawal, write_atomically
 from aurora_runtime.serving.protection import Guard
 
 KEY = "the-admin-key"
@@ -61,7 +60,7 @@ class Scene:
             return {"type": "http.disconnect"}
 
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        await self.guard({"type": "http", "method": method, "headers": raw}, receive, send)
+        await self.guard({"type": "http", "path": "/generate", "method": method, "headers": raw}, receive, send)
         return messages[0]["status"], dict(messages[0]["headers"])
 
 
@@ -124,6 +123,13 @@ async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene)
     assert scene.seen == [(b"x-other", b"1")], f"{PASS_HEADER} may be logged behind the guard"
     assert (await scene.ask(authorization=f"Bearer {KEY}"))[0] == 200
     assert (await scene.ask("GET"))[0] == 200, "health and metrics"
+
+
+async def test_where_the_disk_damaged_the_withdrawal_no_client_is_answered(scene: Scene) -> None:
+    scene.launcher_says(ready=True)
+    scene.folder.withdrawal.write_bytes(b"{")
+    assert (await scene.ask())[0] == 503
+    assert await scene.probe() == 503
 
 
 async def test_an_engine_started_after_the_trial_answers_clients(scene: Scene) -> None:

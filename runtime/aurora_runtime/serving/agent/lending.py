@@ -20,13 +20,11 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
+from aurora_runtime.serving.pod_files import Withdrawal, pass_digest, write_atomically
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import StoreError
 
@@ -39,121 +37,17 @@ DRAIN_SECONDS: Final = 15.0
 No client has a connection left by then, but for requests that run: every answer of a withdrawn pod closes its
 connection, and the engine closes connections that idle for 5 s.
 """
-LOST_MEASUREMENT: Final = "unknown"
-"""Stands for the measurement whose ``withdrawal.json`` is damaged. The launcher then starts the engine again."""
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
 """A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
 """After so many failed restores the engine is started again. A single failure may only mean a slow engine."""
 
 
-class WithdrawnEngine:
-    """The engine of one pod while the pod is withdrawn. All methods run on one event loop.
+class MeasurementLease:
+    """The lease of one pod. All methods run on one event loop.
 
     A withdrawal is of one engine start. The next start removes ``withdrawal.json``, because it holds ``current``.
     """
-
-    def __init__(self, pod: PodContext) -> None:
-        self._pod = pod
-        self._reset()
-
-    def _reset(self) -> None:
-        self._draft_swap: DraftSwap | None = None
-        self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
-        self._failed_restores = 0
-
-    async def begin(self, withdrawal: Withdrawal) -> None:
-        """Withdraw the pod. From now on the pod is not ready."""
-        self._reset()
-        await self.write_withdrawal(withdrawal)
-
-    async def write_withdrawal(self, withdrawal: Withdrawal) -> None:
-        path, data = self._pod.folder.withdrawal, withdrawal.to_json()
-        await finish_in_thread(lambda: write_atomically(path, data, durable=True))
-
-    async def load_trial(
-        self, version: int, digest: str, withdrawal: Withdrawal, *, given_up: Callable[[], bool]
-    ) -> bool:
-        """Load a trial draft, unless the engine holds it already.
-
-        Returns False while a client's request is still running: call again then.
-
-        Args:
-            given_up: whether the lease is over. The download then ends, because it holds the pod's return up.
-
-        Raises:
-            RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored at once if possible, and
-                otherwise when the pod returns.
-        """
-        draft_swap, current = self._draft_swap_of(withdrawal), self._current_draft(withdrawal)
-        if draft_swap.has_confirmed(digest):
-            return True
-        draft = await self._stage(version, digest, current, given_up)
-        if given_up():
-            raise EngineFault("the lease ended during the download")
-        if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
-            raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
-        if not withdrawal.trial:
-            await self.write_withdrawal(withdrawal.model_copy(update={"trial": True}))
-            await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
-        if not await self._pod.engine.flush_if_idle():
-            return False  # a client's request, let in before the guard closed
-        if self._pod.folder.ready_boot() != withdrawal.boot:
-            raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
-        await draft_swap.load_or_restore(draft, current)
-        return True
-
-    async def _stage(
-        self, version: int, digest: str, current: StagedDraft, given_up: Callable[[], bool]
-    ) -> StagedDraft:
-        keep = (current,) if self._last_trial is None else (current, self._last_trial)
-        draft = await call_in_thread(lambda: self._pod.drafts.stage(version, digest, keep=keep), given_up)
-        if digest != current.digest:
-            self._last_trial = draft
-        return draft
-
-    async def restore_or_restart(self, withdrawal: Withdrawal) -> bool:
-        """Make the engine hold ``current`` again, and end the withdrawal.
-
-        Returns True once the engine holds ``current``, and False while the engine is being started: call again.
-
-        Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
-        launcher starts the engine again.
-        """
-        boot = self._pod.folder.ready_boot()
-        if not boot or (withdrawal.restart and boot == withdrawal.boot):
-            return False
-        try:
-            if boot == withdrawal.boot:  # otherwise the engine was started again, with ``current``
-                await self._pod.engine.close_interrupted_update()
-                await self._draft_swap_of(withdrawal).restore(self._current_draft(withdrawal))
-        except EngineFault as error:
-            self._failed_restores += 1
-            if self._failed_restores < MAX_RESTORE_ATTEMPTS:
-                raise
-            log.error("the engine did not restore its draft and is started again: %s", error)  # noqa: TRY400
-            await self.write_withdrawal(withdrawal.model_copy(update={"restart": True}))
-            return False
-        self._reset()
-        self._pod.folder.withdrawal.unlink(missing_ok=True)
-        return True
-
-    def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
-        current = self._pod.drafts.current()
-        if current is None or current.digest != withdrawal.current_digest:
-            raise EngineFault("the pod's current draft is not the one that the pod was withdrawn with")
-        return current
-
-    def _draft_swap_of(self, withdrawal: Withdrawal) -> DraftSwap:
-        """The :class:`DraftSwap` of the withdrawal's engine start."""
-        if self._draft_swap is None:
-            checksums = {withdrawal.current_digest: withdrawal.current_checksum}
-            self._draft_swap = DraftSwap(self._pod.engine, checksums)
-        return self._draft_swap
-
-
-class MeasurementLease:
-    """The lease of one pod. All methods run on one event loop."""
 
     def __init__(
         self,
@@ -168,7 +62,12 @@ class MeasurementLease:
         self._lock = asyncio.Lock()
         self._expires_at: float | None = None
         self._began = 0.0
-        self._withdrawn_engine = WithdrawnEngine(pod)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._draft_swap: DraftSwap | None = None  # of the withdrawal's engine start
+        self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
+        self._failed_restores = 0
 
     @property
     def withdrawn(self) -> bool:
@@ -176,27 +75,16 @@ class MeasurementLease:
 
     def status(self) -> MeasurementStatus | None:
         """The withdrawal's progress for the agent API. None while the pod serves."""
-        engine = self._pod.folder.read_engine_state()
-        try:
-            withdrawal = self._pod.folder.read_withdrawal()
-        except InvalidRecord:
-            return MeasurementStatus(measurement=LOST_MEASUREMENT, phase=MeasurementPhase.RETURNING)
+        engine, withdrawal = self._pod.folder.read_engine_state(), self._pod.folder.read_withdrawal()
         if withdrawal is None:
             return None
         phase = MeasurementPhase.MEASURING if withdrawal.drained else MeasurementPhase.DRAINING
         return MeasurementStatus(
             measurement=withdrawal.measurement,
-            phase=phase if self._is_valid() else MeasurementPhase.RETURNING,
+            phase=phase if self._is_valid() and not withdrawal.restart else MeasurementPhase.RETURNING,
             machine=engine.machine if engine else None,
             boot=engine.boot if engine and engine.ready else "",
         )
-
-    def _readable_withdrawal(self) -> Withdrawal | None:
-        """The withdrawal. None: there is none, or it is damaged."""
-        try:
-            return self._pod.folder.read_withdrawal()
-        except InvalidRecord:
-            return None
 
     def _is_valid(self) -> bool:
         return self._expires_at is not None and self._clock() < self._expires_at
@@ -218,7 +106,7 @@ class MeasurementLease:
                     await self._withdraw(request)
                     return
         # Without the lock: a trial may hold it for as long as a download takes, and the lease must not end meanwhile.
-        withdrawal = self._readable_withdrawal()
+        withdrawal = self._pod.folder.read_withdrawal()
         is_holder = withdrawal is not None and withdrawal.measurement == request.measurement
         if request.lease_seconds == 0:
             self._expires_at = None if is_holder else self._expires_at
@@ -239,16 +127,16 @@ class MeasurementLease:
                 raise SwapRefused("a swap ran, or the engine was started again, meanwhile")
             self._began = self._clock()
             self._expires_at = self._began + request.lease_seconds
+            self._reset()
+            withdrawal = Withdrawal(
+                measurement=request.measurement,
+                boot=boot,
+                current_digest=current.digest,
+                current_checksum=report.checksum,
+                pass_sha256=pass_digest(self._read_token(), request.measurement),
+            )
             try:
-                await self._withdrawn_engine.begin(
-                    Withdrawal(
-                        measurement=request.measurement,
-                        boot=boot,
-                        current_digest=current.digest,
-                        current_checksum=report.checksum,
-                        pass_sha256=pass_digest(self._read_token(), request.measurement),
-                    )
-                )
+                await self._write(withdrawal)
             except OSError:
                 self._expires_at = None
                 raise
@@ -264,7 +152,7 @@ class MeasurementLease:
             RuntimeFault, StoreError: the trial is not possible. The pod can still return.
         """
         async with self._lock:
-            withdrawal = self._readable_withdrawal()
+            withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None or withdrawal.measurement != request.measurement or not self._is_valid():
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
             if not withdrawal.drained:
@@ -273,10 +161,37 @@ class MeasurementLease:
                 return False
             if boot != withdrawal.boot:
                 raise EngineFault("the engine was started again: the measurement is over")
-            loaded = await self._withdrawn_engine.load_trial(
-                request.version, request.digest, withdrawal, given_up=lambda: not self._is_valid()
-            )
-            return loaded and await self._pod.engine.flush_if_idle()
+            return await self._load_trial(request, withdrawal) and await self._pod.engine.flush_if_idle()
+
+    async def _load_trial(self, request: TrialRequest, withdrawal: Withdrawal) -> bool:
+        """Load a trial draft, unless the engine holds it already.
+
+        Returns False while a client's request is still running: call again then. After an error the current draft is
+        restored at once if possible, and otherwise when the pod returns.
+        """
+        draft_swap, current = self._draft_swap_of(withdrawal), self._current_draft(withdrawal)
+        if draft_swap.has_confirmed(request.digest):
+            return True
+        keep = (current,) if self._last_trial is None else (current, self._last_trial)
+        draft = await call_in_thread(
+            lambda: self._pod.drafts.stage(request.version, request.digest, keep=keep),
+            lambda: not self._is_valid(),  # the download ends with the lease, because it holds the pod's return up
+        )
+        if request.digest != current.digest:
+            self._last_trial = draft
+        if not self._is_valid():
+            raise EngineFault("the lease ended during the download")
+        if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
+            raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
+        if not withdrawal.trial:
+            await self._write(withdrawal.model_copy(update={"trial": True}))
+            await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
+        if not await self._pod.engine.flush_if_idle():
+            return False  # a client's request, let in before the guard closed
+        if self._pod.folder.ready_boot() != withdrawal.boot:
+            raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
+        await draft_swap.load_or_restore(draft, current)
+        return True
 
     async def run(self) -> None:
         """Until cancelled: advance the withdrawal, if there is one."""
@@ -284,26 +199,65 @@ class MeasurementLease:
             if self.withdrawn:
                 try:
                     await self.advance()
-                except (RuntimeFault, StoreError, InvalidRecord, OSError) as error:
+                except (RuntimeFault, StoreError, OSError) as error:
                     log.warning("the withdrawn pod could not take its next step and will retry: %s", error)
             await asyncio.sleep(POLL_SECONDS)
 
     async def advance(self) -> None:
-        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again.
-
-        Raises :class:`InvalidRecord` while ``withdrawal.json`` is damaged.
-        """
+        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again."""
         async with self._lock:
             withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None:
                 return
-            if not self._is_valid():
+            if withdrawal.restart or not self._is_valid():
                 self._expires_at = None
-                if await self._withdrawn_engine.restore_or_restart(withdrawal):
+                if await self._restore_or_restart(withdrawal):
                     log.info("the pod returned from %s", withdrawal.measurement)
             elif not withdrawal.drained and await self._clients_are_gone():
-                await self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
+                await self._write(withdrawal.model_copy(update={"drained": True}))
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
 
     async def _clients_are_gone(self) -> bool:
         return self._clock() - self._began >= DRAIN_SECONDS and await self._pod.engine.flush_if_idle()
+
+    async def _restore_or_restart(self, withdrawal: Withdrawal) -> bool:
+        """Make the engine hold ``current`` again, and end the withdrawal.
+
+        Returns True once the engine holds ``current``, and False while the engine is being started: call again.
+
+        Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
+        launcher starts the engine again.
+        """
+        boot = self._pod.folder.ready_boot()
+        if not boot or (withdrawal.restart and boot == withdrawal.boot):
+            return False
+        try:
+            if boot == withdrawal.boot:  # otherwise the engine was started again, with ``current``
+                await self._pod.engine.close_interrupted_update()
+                await self._draft_swap_of(withdrawal).restore(self._current_draft(withdrawal))
+        except EngineFault as error:
+            self._failed_restores += 1
+            if self._failed_restores < MAX_RESTORE_ATTEMPTS:
+                raise
+            log.error("the engine did not restore its draft and is started again: %s", error)  # noqa: TRY400
+            await self._write(withdrawal.model_copy(update={"restart": True}))
+            return False
+        self._reset()
+        self._pod.folder.withdrawal.unlink(missing_ok=True)
+        return True
+
+    async def _write(self, withdrawal: Withdrawal) -> None:
+        path, data = self._pod.folder.withdrawal, withdrawal.to_json()
+        await finish_in_thread(lambda: write_atomically(path, data, durable=True))
+
+    def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
+        current = self._pod.drafts.current()
+        if current is None or current.digest != withdrawal.current_digest:
+            raise EngineFault("the pod's current draft is not the one that the pod was withdrawn with")
+        return current
+
+    def _draft_swap_of(self, withdrawal: Withdrawal) -> DraftSwap:
+        if self._draft_swap is None:
+            checksums = {withdrawal.current_digest: withdrawal.current_checksum}
+            self._draft_swap = DraftSwap(self._pod.engine, checksums)
+        return self._draft_swap

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, SpeculationState
 from aurora_runtime.serving.speculation.estimates import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
@@ -38,34 +38,6 @@ class CaptureFigures:
     failed_uploads: int = 0
     """Attempts to upload that the store, or the spool, ended."""
     spool: SpoolState = field(default_factory=SpoolState)
-
-
-class _StateCollector(Collector):
-    """Turns the last observed state into Prometheus samples."""
-
-    def __init__(self, spool_limit_bytes: int | None) -> None:
-        self.state: AgentState | None = None
-        self.speculation: SpeculationState | None = None
-        self.figures = CaptureFigures()
-        self._spool_limit_bytes = spool_limit_bytes
-
-    def describe(self) -> Iterable[Metric]:
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        state = self.state
-        if state is None:
-            return
-        yield GaugeMetricFamily("aurora_agent_engine_ready", "1 if the pod takes requests, else 0.", state.engine_ready)
-        if state.version is not None:
-            help_text = "Version of the draft that the engine holds. Absent while there is none."
-            yield GaugeMetricFamily("aurora_agent_draft_version", help_text, state.version)
-        if state.engine_ready:
-            yield from _live_metrics(state.live)
-        yield from _capture_metrics(state.capture, self.figures)
-        yield from _spool_metrics(self.figures.spool, self._spool_limit_bytes)
-        if self.speculation is not None:
-            yield from _speculation_metrics(self.speculation)
 
 
 def _live_metrics(live: LiveCounters) -> Iterable[Metric]:
@@ -96,12 +68,12 @@ def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Itera
     yield losses
 
 
-def _spool_metrics(spool: SpoolState, limit_bytes: int | None) -> Iterable[Metric]:
+def _spool_metrics(spool: SpoolState) -> Iterable[Metric]:
     """What waits for its upload."""
     for name, help_text, value in (
         ("spool_bytes", "Bytes of the shards that wait for their upload.", sum(spool.shard_bytes)),
         ("spool_oldest_shard_seconds", "Age of the oldest shard that waits for its upload.", spool.oldest_seconds),
-        ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", limit_bytes),
+        ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", MAX_SPOOL_BYTES),
         ("spool_free_bytes", "Free bytes of the file system of the spool.", spool.free_bytes),
     ):
         if value is not None:
@@ -154,13 +126,13 @@ def _position_metrics(speculation: SpeculationState) -> Iterable[Metric]:
     yield accepted
 
 
-class Metrics:
-    """One registry per agent."""
+class Metrics(Collector):
+    """The metrics of one agent."""
 
-    def __init__(self, spool_limit_bytes: int | None = None) -> None:
+    def __init__(self) -> None:
+        self._shown: tuple[AgentState, SpeculationState | None, CaptureFigures] | None = None
         self._registry = CollectorRegistry()
-        self._states = _StateCollector(spool_limit_bytes)
-        self._registry.register(self._states)
+        self._registry.register(self)
         self._swaps = Counter(
             "aurora_agent_swaps", "Swaps by result: success or failure.", ["result"], registry=self._registry
         )
@@ -186,6 +158,20 @@ class Metrics:
         figures: CaptureFigures | None = None,
     ) -> bytes:
         """The text of ``/metrics``: ``state``, the speculation controller if there is one, and trace capture."""
-        self._states.state, self._states.speculation = state, speculation
-        self._states.figures = figures or CaptureFigures()
+        self._shown = (state, speculation, figures or CaptureFigures())
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        if self._shown is None:
+            return
+        state, speculation, figures = self._shown
+        yield GaugeMetricFamily("aurora_agent_engine_ready", "1 if the pod takes requests, else 0.", state.engine_ready)
+        if state.version is not None:
+            help_text = "Version of the draft that the engine holds. Absent while there is none."
+            yield GaugeMetricFamily("aurora_agent_draft_version", help_text, state.version)
+        if state.engine_ready:
+            yield from _live_metrics(state.live)
+        yield from _capture_metrics(state.capture, figures)
+        yield from _spool_metrics(figures.spool)
+        if speculation is not None:
+            yield from _speculation_metrics(speculation)

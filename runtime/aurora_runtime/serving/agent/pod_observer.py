@@ -12,21 +12,18 @@ import logging
 from typing import Final
 
 from aurora_protocol.agent_api import (
-    MAX_SPEEDUP,
     AgentState,
     CaptureCounters,
     LiveCounters,
     TraceBudget,
 )
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import SpeculationState, write_atomically
 from aurora_runtime.store_thread import finish_in_thread
 
 log = logging.getLogger(__name__)
@@ -45,14 +42,10 @@ class PodObserver:
         self._uploader = uploader
         self._lease = lease
 
-    def boot(self) -> str:
-        """The id of the engine start that the launcher reported ready. Empty when there is none."""
-        return self._pod.folder.ready_boot()
-
     async def run(self) -> None:
         """Until cancelled: recover each start of the engine, which may be paused by an agent that died."""
         while True:
-            with contextlib.suppress(OSError, InvalidRecord):  # a disk that is busy or was damaged: read again
+            with contextlib.suppress(OSError):  # a disk that is busy: read again
                 await self.recover()
             await asyncio.sleep(RECOVERY_POLL_SECONDS)
 
@@ -61,7 +54,7 @@ class PodObserver:
 
         Returns whether the engine is up and its draft is known. A withdrawn pod is left alone, and the answer is False.
         """
-        boot = self.boot()
+        boot = self._pod.folder.ready_boot()
         if boot == NO_BOOT or self._lease.withdrawn:
             return False
         try:
@@ -80,8 +73,8 @@ class PodObserver:
         """
         if not await self.recover():
             return False
-        swapper = self._swapper
-        ready = swapper.generation_is_paused or await self._pod.engine.is_ready() or swapper.generation_is_paused
+        draft_swap = self._swapper.draft_swap
+        ready = draft_swap.paused or await self._pod.engine.is_ready() or draft_swap.paused
         return ready and not self._lease.withdrawn
 
     async def limit_traces(self, budget: TraceBudget) -> None:
@@ -112,11 +105,6 @@ class PodObserver:
             spool=self._uploader.spool_state(),
         )
 
-    def live_counters(self, boot: str) -> LiveCounters:
-        """The ended requests of the engine start ``boot``."""
-        state = self._pod.folder.read_capture_state()
-        return state.live if state is not None and state.boot == boot else LiveCounters()
-
     def speculation(self, boot: str) -> SpeculationState | None:
         """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.
 
@@ -124,11 +112,7 @@ class PodObserver:
 
         The age of the report does not matter: an idle engine has nothing to add.
         """
-        try:
-            state = self._pod.folder.read_speculation_state()
-        except InvalidRecord as error:
-            log.warning("speculation.json is not readable: %s", error)
-            return None
+        state = self._pod.folder.read_speculation_state()
         return state if state is not None and state.ok and state.boot == boot else None
 
     async def state(self) -> AgentState:
@@ -141,7 +125,9 @@ class PodObserver:
         requests_now: int | None = None
         speculation: SpeculationState | None = None
         speculation_off = ""
-        boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
+        boot = (
+            self._pod.folder.ready_boot() if measurement is None else NO_BOOT
+        )  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
                 held = await self._pod.engine.draft_version()
@@ -149,10 +135,11 @@ class PodObserver:
                 engine = self._pod.folder.read_engine_state()
                 speculation_off = CRASHED if engine is not None and engine.held_version == held else ""
                 requests_now = (await self._pod.engine.traffic()).now
-                live = self.live_counters(boot)
+                capture = self._pod.folder.read_capture_state()
+                live = capture.live if capture is not None and capture.boot == boot else live
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:
-                    checksum = await self._swapper.checksum(version)
+                    checksum = await self._swapper.draft_swap.checksum(version)
             except EngineFault as error:
                 log.warning("the engine does not answer: %s", error)
                 ready = False
@@ -170,12 +157,6 @@ class PodObserver:
             trace_budget=self._pod.folder.read_trace_budget() or TraceBudget(tokens_per_minute=0),
             upload_error=self._uploader.error,
             speculation_off=speculation_off,
-            speedup_estimate=_speedup(speculation),
-            saved_time=speculation.saved_time if speculation is not None else None,
+            speedup_estimate=None if speculation is None else speculation.speedup_over_off,
+            saved_time=None if speculation is None else speculation.saved_time,
         )
-
-
-def _speedup(speculation: SpeculationState | None) -> float | None:
-    if speculation is None or speculation.speedup_over_off is None:
-        return None
-    return min(speculation.speedup_over_off, MAX_SPEEDUP)

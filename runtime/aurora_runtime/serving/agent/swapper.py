@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
@@ -74,23 +73,12 @@ class Swapper:
     def is_swapping(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    @property
-    def generation_is_paused(self) -> bool:
-        """Whether a swap of this agent pauses generation."""
-        return self.draft_swap.paused
-
     def last_request(self) -> SwapRequest | None:
         """The last accepted request. It is read from disk, because the fence must outlive the agent.
 
         None: there is none, or the disk has damaged its file. The present leader's next order then sets the fence anew.
         """
-        try:
-            return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
-        except FileNotFoundError:
-            return None
-        except InvalidRecord as error:
-            log.warning("swap.json is damaged, so the next order is accepted whatever its epoch is: %s", error)
-            return None
+        return self._pod.folder.read_swap_request()
 
     @contextlib.asynccontextmanager
     async def no_swap(self) -> AsyncIterator[None]:
@@ -99,10 +87,6 @@ class Swapper:
             if self.is_swapping:
                 raise SwapRefused("a swap is running")
             yield
-
-    async def checksum(self, version: int) -> str:
-        """The engine's checksum of the draft ``version`` that it holds. The engine computes the checksum only once."""
-        return await self.draft_swap.checksum(version)
 
     async def recover(self, boot: str) -> None:
         """Once per engine start, close an update that a dead agent left open and make the engine's draft ``current``.

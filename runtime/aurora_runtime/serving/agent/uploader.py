@@ -62,21 +62,6 @@ class SpoolState:
     """Free space of the file system of the spool. None while there is no spool."""
 
 
-def read_spool_state(spool: Path, now: float) -> SpoolState:
-    """The state of ``spool`` at ``now``, in seconds since the epoch. A shard counts once it has its manifest."""
-    sizes: list[int] = []
-    written = now
-    for path in spool.glob("*.json"):
-        try:
-            size, shard_written = path.with_suffix(".safetensors").stat().st_size, path.stat().st_mtime
-        except FileNotFoundError:
-            continue  # uploaded or dropped meanwhile
-        sizes.append(size)
-        written = min(written, shard_written)
-    free_bytes = shutil.disk_usage(spool).free if spool.is_dir() else None
-    return SpoolState(tuple(sizes), now - written if sizes else 0.0, free_bytes)
-
-
 class Uploader:
     """Uploads the shards of one spool, oldest first."""
 
@@ -132,8 +117,17 @@ class Uploader:
         return self._may_upload() and bool(self.spool_state().shard_bytes)
 
     def spool_state(self) -> SpoolState:
-        """What waits in the spool now."""
-        return read_spool_state(self._spool, time.time())
+        """What waits in the spool now. A shard counts once it has its manifest."""
+        sizes, written = list[int](), list[float]()
+        for path in self._spool.glob("*.json"):
+            try:
+                size, shard_written = path.with_suffix(".safetensors").stat().st_size, path.stat().st_mtime
+            except FileNotFoundError:
+                continue  # uploaded or dropped meanwhile
+            sizes.append(size)
+            written.append(shard_written)
+        free_bytes = shutil.disk_usage(self._spool).free if self._spool.is_dir() else None
+        return SpoolState(tuple(sizes), time.time() - min(written) if written else 0.0, free_bytes)
 
     def upload_spool(self) -> None:
         """Upload every complete shard. Raises :class:`StoreError` at the first shard that the store does not take."""

@@ -10,7 +10,6 @@ nothing for a batch without traced requests. Only tensor-parallel rank 0 capture
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +24,6 @@ from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyT
 from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.traces import ATTENDED_POSITIONS, ProposalSource
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class CaptureSink:
@@ -34,12 +31,6 @@ class CaptureSink:
 
     writer: ShardWriter
     request_filter: RequestFilter
-
-
-def count_error(writer: ShardWriter) -> None:
-    """Count an exception inside a hook: one batch was not captured. The log has one such error a minute."""
-    if writer.count_hook_error():
-        log.warning("aurora capture: a batch was not captured", exc_info=True)
 
 
 def _commits_and_ends(
@@ -87,7 +78,7 @@ class VerifyOutput:
             self.sink.request_filter.probe_captured = True
             self.sink.writer.offer(Batch(lambda: self.split(ends), len(self.traced), self.tensors.nbytes))
         except Exception:  # SGLang does not catch: an error here would end the scheduler
-            count_error(self.sink.writer)
+            self.sink.writer.count_hook_error()
 
     def split(self, ends: Sequence[tuple[Commit | None, bool]]) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` holds each request's commit and whether it has ended.
@@ -145,7 +136,7 @@ class PromptOutput:
             nbytes = sum(part.nbytes for part in self.states)
             self.sink.writer.offer(Batch(lambda: self.split(ends, prompts), len(self.traced), nbytes))
         except Exception:  # as in VerifyOutput
-            count_error(self.sink.writer)
+            self.sink.writer.count_hook_error()
 
     def split(
         self, ends: Sequence[tuple[Commit | None, bool]], prompts: Sequence[Sequence[int]]
@@ -177,19 +168,11 @@ def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[Traced
     return tuple(ProposalSource[chosen[request.index].name] for request in traced)
 
 
-@dataclass(frozen=True)
-class PrefillRows:
-    """One request's rows among the hidden states of a prefill batch. The first belongs to position ``start``."""
-
-    start: int
-    rows: slice
-
-
-def attended_rows(batch: Any) -> dict[int, PrefillRows]:
-    """The rows to keep of each request of SGLang's ``batch``, by its index. A request without any is absent.
+def attended_rows(batch: Any) -> dict[int, tuple[int, slice]]:
+    """The rows to keep of each request of SGLang's prefill ``batch``, by its index, and the position of the first one.
 
     Training attends to a bounded number of positions before an answer, so a long prompt's earlier states stay in the
-    engine.
+    engine. A request without any is absent.
 
     The batch computes ``extend_lens[i]`` positions of request ``i`` from ``prefix_lens[i]`` on, one after the other.
     """
@@ -199,7 +182,7 @@ def attended_rows(batch: Any) -> dict[int, PrefillRows]:
         begin, end = end, end + length
         unattended = max(len(req.origin_input_ids) - ATTENDED_POSITIONS - start, 0)
         if unattended < length:
-            found[index] = PrefillRows(start + unattended, slice(begin + unattended, end))
+            found[index] = start + unattended, slice(begin + unattended, end)
     return found
 
 
@@ -262,14 +245,14 @@ class CaptureHooks:
                     logits_output.auxiliary_device_output, output
                 )
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
 
     def before_release(self, req: Any, *_: Any, **__: Any) -> None:
         """Runs before ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
         try:
             self._sink.writer.ended_requests.add(req)
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
 
     def _verify_output(
         self, traced: tuple[TracedRequest, ...], result: Any, verify_input: Any, batch: Any, logits_output: Any
@@ -291,7 +274,7 @@ class CaptureHooks:
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs around ``EAGLEWorkerV2._forward_prefill_batch``: reads lengths before it and hidden states after it."""
         traced: tuple[TracedRequest, ...] = ()
-        rows: dict[int, PrefillRows] = {}
+        rows: dict[int, tuple[int, slice]] = {}
         total = 0
         try:
             if not self._knows_marker:  # with the engine's warm-up or the launcher's probe, so before any client
@@ -303,7 +286,7 @@ class CaptureHooks:
                 traced = tuple(request for request in traced if request.index in rows)
         except Exception:  # SGLang does not catch
             traced = ()
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
         result = original(worker, batch, *args, **kwargs)
         try:
             logits_output = result.logits_output
@@ -313,13 +296,13 @@ class CaptureHooks:
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
-                    starts=tuple(rows[request.index].start for request in traced),
-                    states=tuple(keep_hidden(hidden[rows[request.index].rows], alone=alone) for request in traced),
+                    starts=tuple(rows[request.index][0] for request in traced),
+                    states=tuple(keep_hidden(hidden[rows[request.index][1]], alone=alone) for request in traced),
                     marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output
                 )
         except Exception:  # SGLang does not catch
-            count_error(self._sink.writer)
+            self._sink.writer.count_hook_error()
         return result

@@ -1,9 +1,9 @@
-"""Decides which requests of a batch are traced.
+"""Decides which requests of a batch are traced, and counts those that ended: what capture reads of SGLang's requests.
 
-Invariants: warm-ups and health checks are never traced, nor is a request that asks not to be, as those of a measurement
-do. Until the launcher's probe is captured, only the probe is traced, because no client sends requests before that.
-Without the key nobody can choose a request that is traced, or one that is not. No trace begins while the budget is used
-up.
+This module imports neither torch nor SGLang. Invariants: warm-ups and health checks are never traced, nor is a request
+that asks not to be, as those of a measurement do. Until the launcher's probe is captured, only the probe is traced,
+because no client sends requests before that. Without the key nobody can choose a request that is traced, or one that is
+not. No trace begins while the budget is used up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from aurora_protocol.agent_api import MAX_SQUARE, LiveCounters
 from aurora_protocol.tag_hash import NO_TAG, tag_number
 from aurora_runtime.conversations import REMEMBERED_BEGINNINGS, beginning
 from aurora_runtime.held_out_split import keyed_draw, prompt_hash
@@ -217,3 +218,46 @@ class RequestFilter:
         if req.beam_group is not None or not wish_of(req).trace:
             return False
         return self._sample.has(rid, req.origin_input_ids, self.marker)
+
+
+class EndedRequests:
+    """The sums of the ended requests of clients, from which live traffic judges a draft.
+
+    A request counts once, with all of its rounds. A request that says nothing about the served draft does not count:
+    one that ended in its prefill, one that asked for no speculation, and any that ends while a measurement has the pod
+    (its requests carry drafts on trial). The scheduler's thread adds, and the writer's thread reads.
+
+    Args:
+        is_withdrawn: whether a measurement has the pod. Asked once for each request that ends.
+    """
+
+    def __init__(self, is_withdrawn: Callable[[], bool]) -> None:
+        self._is_withdrawn = is_withdrawn
+        self._sums = (0,) * 6  # replaced as one, so that a reader sees the sums of the same requests
+
+    def add(self, req: Any) -> None:
+        """A request leaves the engine. One that will be prefilled again has not ended.
+
+        SGLang counts a request's verify rounds, those without proposals included, and keeps the count over a
+        retraction (sglang/srt/managers/scheduler_components/batch_result_processor.py:832).
+        """
+        rounds = req.spec_verify_ct
+        if not req.finished() or rounds == 0 or not wish_of(req).speculate or self._is_withdrawn():
+            return
+        length = len(req.output_ids) if req.finished_len is None else req.finished_len
+        tokens = max(0, length - 1)
+        new = (1, tokens, rounds, tokens * tokens, tokens * rounds, rounds * rounds)
+        self._sums = tuple(total + more for total, more in zip(self._sums, new, strict=True))
+
+    def counters(self) -> LiveCounters:
+        """The sums since the engine started."""
+        requests, tokens, rounds, *squares = self._sums
+        tokens_squared, tokens_by_rounds, rounds_squared = (min(square, MAX_SQUARE) for square in squares)
+        return LiveCounters(
+            requests=requests,
+            tokens=tokens,
+            rounds=rounds,
+            tokens_squared=tokens_squared,
+            tokens_by_rounds=tokens_by_rounds,
+            rounds_squared=rounds_squared,
+        )

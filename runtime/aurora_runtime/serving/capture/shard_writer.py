@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import queue
 import struct
@@ -28,18 +27,15 @@ from torch import Tensor
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.serving.capture.ended_requests import EndedRequests
-from aurora_runtime.serving.capture.request_filter import TraceAllowance
+from aurora_runtime.serving.capture.request_filter import EndedRequests, TraceAllowance
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
-from aurora_runtime.serving.pod_files import PodFolder, shard_age_key, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, shard_age_key, write_atomically
 from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
-ERROR_LOG_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 DTYPES: Final = {
     torch.int64: "I64",
@@ -99,7 +95,6 @@ class ShardWriter:
         self._offered_bytes = self._taken_bytes = 0  # each is written by one thread only
         self._spool_dropped = 0
         self._hook_errors = self._long_prompts = 0
-        self._next_logged_error = -math.inf
         self._next_heartbeat = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -121,14 +116,11 @@ class ShardWriter:
         self._queue.put(batch)
         self._offered_bytes += batch.nbytes
 
-    def count_hook_error(self) -> bool:
-        """Count an exception inside a hook. Returns whether to log it: the first one, and then one a minute."""
+    def count_hook_error(self) -> None:
+        """Count the exception inside a hook that is handled now, which lost a batch. The log has the first one only."""
         self._hook_errors += 1
-        now = self._clock()
-        logs = now >= self._next_logged_error
-        if logs:
-            self._next_logged_error = now + ERROR_LOG_SECONDS
-        return logs
+        if self._hook_errors == 1:
+            log.warning("aurora capture: a batch was not captured", exc_info=True)
 
     def count_long_prompt(self) -> None:
         """Count a request whose prompt is too long for a trace."""

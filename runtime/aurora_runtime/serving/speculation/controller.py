@@ -21,6 +21,7 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -35,12 +36,10 @@ from aurora_runtime.serving.speculation.estimates import (
     SurvivalRates,
     size_range,
 )
-from aurora_runtime.serving.speculation.policy import (
-    ControllerReport,
+from aurora_runtime.serving.speculation.rounds import (
     Decision,
     Outcome,
     RequestOutlook,
-    plain_decision,
 )
 
 # values
@@ -133,18 +132,18 @@ class Controller:
     """Chooses rounds and learns from them."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
-        """``arms`` must contain :data:`OFF`. Raises :class:`ValueError` otherwise."""
-        if OFF not in arms:
-            raise ValueError("the arms must contain off")
+        """``arms`` contains :data:`OFF`."""
         self._arms = tuple(sorted(set(arms)))
         self._plain = tuple(arm for arm in self._arms if not arm.drafts)
         self._most_steps = max(1, self._arms[-1].steps)
         self._nothing: Curve = (0.0,) * (self._most_steps + 1)
         self._lookup = [SurvivalRates(self._most_steps, prior) for prior in MATCH_PRIORS]
         self._lookup_odds, self._draft_odds = RequestOdds(), RequestOdds()
-        self._draft: Draft | None = None
-        self._costs = CostTable()
-        self._own_milliseconds = self._off_milliseconds = self._saved_milliseconds = 0.0
+        self._draft: Draft | None = Draft(self._most_steps)
+        self.costs = CostTable()
+        self.saved_seconds = 0.0
+        """Time that speculation saved since the start, by the same estimate as :attr:`speedup_over_off`."""
+        self._own_milliseconds = self._off_milliseconds = 0.0
         self._round = 0
         self._last = OFF
         self._next_trial = 0
@@ -154,14 +153,11 @@ class Controller:
         self._debt = 0.0
         self._quiet = 0
         self._park_rounds = PARK_ROUNDS[0]
-        self.draft_serves("")
 
     # decisions -------------------------------------------------------------------------------------------------------
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
-        """Decide the next round of a batch. An empty batch is off."""
-        if not outlooks:
-            return plain_decision(0)
+        """Decide the next round of a batch."""
         size = len(outlooks)
         keeps = self._keeps_draft()
         lookup = [self._lookup_curve(o) for o in outlooks]
@@ -215,18 +211,16 @@ class Controller:
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from a round."""
-        if not outcome.outlooks:
-            return
         self._pass_round()
         self._learn_survival(outcome)
         arm, size, made = outcome.decision.arm, len(outcome.outlooks), sum(outcome.made)
         keeps = outcome.decision.keeps_draft
         if outcome.milliseconds is not None:
-            self._costs.learn(arm, size, outcome.milliseconds, self._round, upkeep=keeps)
-        took, off = self._costs.milliseconds(arm, size, upkeep=keeps), self._costs.milliseconds(OFF, size)
+            self.costs.learn(arm, size, outcome.milliseconds, self._round, upkeep=keeps)
+        took, off = self.costs.milliseconds(arm, size, upkeep=keeps), self.costs.milliseconds(OFF, size)
         ended = sum(not own for own in outcome.made)
         if keeps and not arm.drafts and self._draft is not None and not self._draft.in_use:
-            self._debt += self._costs.upkeep_milliseconds(size) / off
+            self._debt += self.costs.upkeep_milliseconds(size) / off
         if outcome.decision.explores and arm != OFF and ended < size:
             made_if_none_had_ended = made * size / (size - ended)  # any arm would have run the ended requests
             lost = (took - made_if_none_had_ended * off / size) / off + self._debt
@@ -242,7 +236,7 @@ class Controller:
     def round_parked(self, batch_size: int) -> None:
         """A round of off without a decision passed."""
         self._pass_round()
-        off = self._costs.milliseconds(OFF, batch_size)
+        off = self.costs.milliseconds(OFF, batch_size)
         self._compare_with_off(off, off)
 
     def draft_serves(self, version: str | None) -> None:
@@ -256,13 +250,13 @@ class Controller:
         self._draft_odds.end(rid)
         self._lookup_odds.end(rid)
 
-    def report(self) -> ControllerReport:
-        """Estimates of now, for people and metrics."""
-        return ControllerReport(
-            costs=tuple(self._costs.cells()),
-            speedup_over_off=self._off_milliseconds / self._own_milliseconds if self._own_milliseconds else None,
-            saved_seconds=self._saved_milliseconds / 1000,
-        )
+    @property
+    def speedup_over_off(self) -> float | None:
+        """Tokens per second over those that rounds of off would have made in the recent past, by the table of costs.
+
+        None: no round was timed.
+        """
+        return self._off_milliseconds / self._own_milliseconds if self._own_milliseconds else None
 
     def _pass_round(self) -> None:
         self._round += 1
@@ -271,10 +265,10 @@ class Controller:
 
     def _compare_with_off(self, own: float, off: float) -> None:
         """A round took ``own`` milliseconds at pace 1. Rounds of off would have taken ``off`` for the same tokens."""
-        own, off = own * self._costs.pace, off * self._costs.pace
+        own, off = own * self.costs.pace, off * self.costs.pace
         self._own_milliseconds = self._own_milliseconds * SPEEDUP_MEMORY + own
         self._off_milliseconds = self._off_milliseconds * SPEEDUP_MEMORY + off
-        self._saved_milliseconds += off - own
+        self.saved_seconds += (off - own) / 1000
 
     def _learn_survival(self, outcome: Outcome) -> None:
         """Nothing counts behind an answer's end."""
@@ -328,7 +322,7 @@ class Controller:
             upkeep: whether the other arms pay for the draft's pass over their tokens.
             least: with times that are not unlikely, instead of the expected ones.
         """
-        without, costs, extra = _sum(lookup), self._costs, upkeep * self._costs.upkeep_milliseconds(size)
+        without, costs, extra = _sum(lookup), self.costs, upkeep * self.costs.upkeep_milliseconds(size)
         cost = costs.least_milliseconds if least else costs.milliseconds
         can_draft = any(curve[-1] > 0.0 for curve in draft)
         with_draft = _sum(_better(lookup, draft)) if can_draft else without
@@ -377,7 +371,7 @@ class Controller:
 
     def _must_time_off(self, size: int, best: Value, off: Value) -> bool:
         """Whether to time off, because it was timed too rarely or too long ago to be compared with."""
-        times, last = self._costs.times(OFF, size)
+        times, last = self.costs.times(OFF, size)
         if times >= OFF_TIMES:
             (least, most), gain = OFF_ROUNDS, best.speed / off.speed - 1
             return self._round - last >= max(least, min(most, gain / TRIAL_SHARE)) * (1 + gain)
@@ -418,6 +412,43 @@ class Controller:
                 for deeper in arms[i + 1 :]:
                     del promises[deeper]
                 return
+
+
+class FixedArms(Controller):
+    """Takes the given arms in turn, one a round, and learns nothing: for measurements and tests.
+
+    ``names`` are ``off``, ``lookup-N``, ``draft-N`` and ``union-N``, which is ``draft-N`` with lookup's tokens where
+    lookup has any. The draft misses no token if any arm drafts.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__((OFF,))
+        arms = [(kind, _arm(kind, steps)) for kind, _, steps in (name.partition("-") for name in names)]
+        self._turns = itertools.cycle(arms)
+        self._may_draft = any(arm.drafts for _, arm in arms)
+
+    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+        kind, arm = next(self._turns)
+        looks_up, keeps, sources = kind in ("lookup", "union"), self._keeps_draft(), []
+        for outlook in outlooks:
+            if looks_up and outlook.lookup_length > 0:
+                sources.append(Source.LOOKUP)
+            else:
+                sources.append(Source.DRAFT if arm.drafts and keeps and outlook.can_draft else Source.NONE)
+        return Decision(arm, tuple(sources), keeps_draft=keeps)
+
+    def prefill_drafts(self) -> bool:
+        return self._keeps_draft()
+
+    def _keeps_draft(self) -> bool:
+        return self._may_draft and self._draft is not None
+
+    def observe(self, outcome: Outcome) -> None:
+        return
+
+
+def _arm(kind: str, steps: str) -> Arm:
+    return OFF if kind == OFF.name else Arm(int(steps), drafts=kind != "lookup")
 
 
 def _bucket(outlook: RequestOutlook) -> int:

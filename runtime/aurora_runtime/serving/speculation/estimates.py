@@ -23,7 +23,7 @@ from math import exp, log, sqrt
 from typing import Final
 
 from aurora_runtime.engine.arms import OFF, Arm
-from aurora_runtime.serving.pod_records import RoundCost
+from aurora_runtime.serving.pod_files import RoundCost
 
 Curve = tuple[float, ...]
 """Expected accepted tokens by number of steps, from 0 steps on."""

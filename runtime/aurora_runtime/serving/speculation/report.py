@@ -11,15 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 from aurora_protocol.agent_api import MAX_SPEEDUP, SavedTime
 from aurora_runtime.engine.arms import OFF, Source
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import SourceCounters, SpeculationState
-from aurora_runtime.serving.speculation.policy import Policy
-from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
+from aurora_runtime.serving.pod_files import PodFolder, SourceCounters, SpeculationState, write_atomically
+from aurora_runtime.serving.speculation.controller import Controller
+from aurora_runtime.serving.speculation.rounds import Outcome, Round
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +54,11 @@ class _SourceCount:
     """The counters of one source."""
 
     def __init__(self, longest: int) -> None:
-        self.requests = 0
         self.chains = [0] * (longest + 1)
         self.accepted = [0] * (longest + 1)
 
     def record(self) -> SourceCounters:
-        return SourceCounters(
-            requests=self.requests, proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted)
-        )
+        return SourceCounters(proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted))
 
 
 def _at_least(counts: Sequence[int]) -> tuple[int, ...]:
@@ -80,53 +75,43 @@ def _at_least(counts: Sequence[int]) -> tuple[int, ...]:
 class RoundReport:
     """The counters of one engine start."""
 
-    def __init__(self, folder: PodFolder, boot: str, policy: Policy, longest: int) -> None:
+    def __init__(self, folder: PodFolder, boot: str, controller: Controller, longest: int) -> None:
         self._folder = folder
         self._boot = boot
-        self._policy = policy
+        self._controller = controller
         self._rounds: Counter[str] = Counter()
         self._exploring = 0
         self._counts = {source: _SourceCount(longest) for source in (Source.LOOKUP, Source.DRAFT)}
-        self._seen: dict[str, set[Source]] = {}
         self._saved_time = SavedTimeAverage()
         self.errors = 0
 
-    def add(self, current: Round, accepted: Sequence[int]) -> None:
-        """A round ended. ``accepted`` holds each request's accepted proposed tokens."""
+    def add(self, current: Round, outcome: Outcome) -> None:
+        """A round ended. It says nothing about a request that had ended before."""
         self._rounds[current.decision.arm.name] += 1
         self._exploring += current.decision.explores
-        for place, (req, source) in enumerate(zip(current.reqs, current.decision.sources, strict=True)):
-            if source is Source.NONE or not is_running(req):
+        for place, source in enumerate(current.decision.sources):
+            if source is Source.NONE or not outcome.made[place]:
                 continue
             proposed, count = current.proposed(place), self._counts[source]
             count.chains[proposed] += 1
-            count.accepted[min(accepted[place], proposed)] += 1
-            seen = self._seen.setdefault(req.rid, set())
-            if source not in seen:
-                seen.add(source)
-                count.requests += 1
+            count.accepted[min(outcome.accepted[place], proposed)] += 1
 
     def add_parked(self) -> None:
         """A round was off without a decision."""
         self._rounds[OFF.name] += 1
 
-    def request_ended(self, rid: str) -> None:
-        self._seen.pop(rid, None)
-
     def state(self) -> SpeculationState:
-        report, rounds = self._policy.report(), self._rounds.total()
-        saved_seconds = report.saved_seconds
+        controller, rounds = self._controller, self._rounds.total()
         return SpeculationState(
             boot=self._boot,
             errors=self.errors,
             rounds_by_arm=dict(self._rounds),
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
-            costs=report.costs,
-            speedup_over_off=report.speedup_over_off,
-            saved_time=None if saved_seconds is None else self._saved_time.observe(time.monotonic(), saved_seconds),
+            costs=tuple(controller.costs.cells()),
+            speedup_over_off=None if (speedup := controller.speedup_over_off) is None else min(speedup, MAX_SPEEDUP),
+            saved_time=self._saved_time.observe(time.monotonic(), controller.saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
-            written_at=datetime.now(UTC),
         )
 
     def write(self) -> None:

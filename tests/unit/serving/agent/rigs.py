@@ -26,8 +26,7 @@ from aurora_runtime.serving.agent.lending import DRAIN_SECONDS, MeasurementLease
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.pod_files import EngineState, PodFolder, write_atomically
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreInterrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors

@@ -25,8 +25,14 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import CaptureState, EngineState, RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.pod_files import (
+    CaptureState,
+    EngineState,
+    RoundCost,
+    SourceCounters,
+    SpeculationState,
+    write_atomically,
+)
 from tests.unit.fakes import KEY
 from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, Rig
 from tests.unit.serving.agent.test_uploader import shard
@@ -209,8 +215,8 @@ def report(boot: str = "b1", **fields: object) -> SpeculationState:
     values = {
         "boot": boot,
         "rounds_by_arm": {"off": 90, "draft-3": 10},
-        "lookup": SourceCounters(requests=3, proposed_at=(40, 30), accepted_at=(20, 10)),
-        "draft": SourceCounters(requests=4, proposed_at=(10, 10, 10), accepted_at=(7, 5, 2)),
+        "lookup": SourceCounters(proposed_at=(40, 30), accepted_at=(20, 10)),
+        "draft": SourceCounters(proposed_at=(10, 10, 10), accepted_at=(7, 5, 2)),
         "costs": (
             RoundCost(arm="off", batch_size=4, milliseconds=12.5),
             RoundCost(arm="off", batch_size=11, milliseconds=20),
@@ -218,7 +224,6 @@ def report(boot: str = "b1", **fields: object) -> SpeculationState:
         "speedup_over_off": 1.4,
         "saved_time": SavedTime(share=0.2, observed_seconds=60),
         "exploring_share": 0.02,
-        "written_at": datetime(2026, 1, 1, tzinfo=UTC),
     }
     return SpeculationState.model_validate(values | fields)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET
-from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret
+from aurora_runtime.serving.agent.main import make_engine_key, make_traffic_secret
 
 
 def test_a_pod_keeps_its_key_and_two_pods_have_different_ones(tmp_path: Path) -> None:

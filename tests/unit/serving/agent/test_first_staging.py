@@ -12,7 +12,7 @@ import pytest
 from aurora_protocol.draft_records import Channel, ChannelReason, CheckpointManifest
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.first_staging import stage_active_draft
+from aurora_runtime.serving.agent.main import stage_active_draft
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder
 from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.faulty_store import faulty_store, hang

@@ -22,8 +22,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         from pathlib import Path
         from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
         from aurora_runtime.serving.agent import main
-        from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-        from aurora_runtime.serving.pod_records import EngineState
+        from aurora_runtime.serving.pod_files import EngineState, PodFolder, write_atomically
         from aurora_runtime.pod_registry import PodRegistry
         from tests.unit.fakes import FolderObjects
         from tests.unit.serving.agent.test_uploader import shard

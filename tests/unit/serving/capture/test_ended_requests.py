@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aurora_protocol.agent_api import MAX_SQUARE, LiveCounters
-from aurora_runtime.serving.capture.ended_requests import EndedRequests
+from aurora_runtime.serving.capture.request_filter import EndedRequests
 
 
 def request(

@@ -44,9 +44,8 @@ class Recorder:
     def count_long_prompt(self) -> None:
         raise AssertionError("no test has a prompt that is too long for a trace")
 
-    def count_hook_error(self) -> bool:
+    def count_hook_error(self) -> None:
         self.errors += 1
-        return False
 
 
 def request(rid: str, *, finished: bool = False, prompt: tuple[int, ...] = (1, 2, 3), custom_params: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Decisions of the controller: what it chooses, when the draft is in use, and when it parks."""
+"""Decisions of the controller: what it chooses, when the draft is in use, and when it parks. Fixed arms take turns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, Source, arms_within
-from aurora_runtime.serving.speculation.controller import PARK_ROUNDS, PROBE_PREFILLS, Controller
-from aurora_runtime.serving.speculation.policy import Decision, Outcome, RequestOutlook, plain_decision
+from aurora_runtime.serving.speculation.controller import PARK_ROUNDS, PROBE_PREFILLS, Controller, FixedArms
+from aurora_runtime.serving.speculation.rounds import Decision, Outcome, RequestOutlook, plain_decision
 from tests.example_count import example_count
 
 ARMS = arms_within(draft_steps=5, lookup_steps=7)
@@ -149,16 +149,10 @@ def test_the_speedup_counts_the_tokens_of_answers_and_all_of_the_time() -> None:
             )
         idle.observe(Outcome(off, batch, [0, 0], 10.0, (), [1, number % 2]))
         idle.round_parked(2)
-    ratio = (policy.report().speedup_over_off or 0) / (plain.report().speedup_over_off or 1)
+    ratio = (policy.speedup_over_off or 0) / (plain.speedup_over_off or 1)
     assert ratio == pytest.approx(5 / 8, rel=0.02)
-    assert idle.report().speedup_over_off == pytest.approx(1.0)
-    assert idle.report().saved_seconds == pytest.approx(0.0)
-
-
-def test_an_empty_batch_is_off_and_arms_without_off_are_refused() -> None:
-    assert Controller(ARMS).choose([]) == plain_decision(0)
-    with pytest.raises(ValueError, match="off"):
-        Controller((Arm(1, drafts=False),))
+    assert idle.speedup_over_off == pytest.approx(1.0)
+    assert idle.saved_seconds == pytest.approx(0.0)
 
 
 outlooks = st.lists(
@@ -169,6 +163,7 @@ outlooks = st.lists(
         lookup_length=st.integers(0, 12),
         can_draft=st.booleans(),
     ),
+    min_size=1,
     max_size=6,
 )
 
@@ -200,3 +195,37 @@ def test_equal_calls_decide_equally_and_sensibly(
         for each in (first, second):
             each.observe(Outcome(decision, batch, accepted, took))
             each.request_ended("a")
+
+
+# fixed arms ----------------------------------------------------------------------------------------------------------
+
+FOUND = RequestOutlook("found", 4, 3, can_draft=True)
+NOTHING = RequestOutlook("nothing", 0, 0, can_draft=True)
+LATE = RequestOutlook("late", 0, 0, can_draft=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "sources"),
+    [
+        ("off", OFF, "nnn"),
+        ("lookup-5", Arm(5, drafts=False), "lnn"),
+        ("draft-3", Arm(3, drafts=True), "ddn"),
+        ("union-3", Arm(3, drafts=True), "ldn"),
+    ],
+)
+def test_sources_of_a_fixed_arm(name: str, arm: Arm, sources: str) -> None:
+    letters = {"n": Source.NONE, "l": Source.LOOKUP, "d": Source.DRAFT}
+    policy = FixedArms([name])
+    decision = policy.choose([FOUND, NOTHING, LATE])
+    assert decision.arm == arm
+    assert decision.sources == tuple(letters[letter] for letter in sources)
+    assert decision.keeps_draft == policy.prefill_drafts() == arm.drafts
+
+
+def test_fixed_arms_take_turns_and_the_draft_misses_none_of_them() -> None:
+    policy = FixedArms(["off", "draft-2"])
+    decisions = [policy.choose([]) for _ in range(4)]
+    assert [decision.arm.name for decision in decisions] == ["off", "draft-2", "off", "draft-2"]
+    assert all(decision.keeps_draft for decision in decisions)
+    policy.draft_serves(None)
+    assert not policy.choose([]).keeps_draft

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.serving.speculation.lookup_index import (
+from aurora_runtime.serving.speculation.lookup import (
     LONGEST_MATCH,
     SUFFIX_LENGTHS,
     TOKENS_PER_MATCH,
     LookupIndex,
     Proposal,
+    SuffixTable,
 )
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable
 from tests.example_count import example_count
 
 NOTHING = Proposal()

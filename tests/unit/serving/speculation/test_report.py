@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from aurora_protocol.agent_api import MAX_SPEEDUP
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import FixedArms
+from aurora_runtime.serving.speculation.controller import FixedArms
+from aurora_runtime.serving.speculation.lookup import Proposal
 from aurora_runtime.serving.speculation.report import RoundReport, SavedTimeAverage
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+from aurora_runtime.serving.speculation.rounds import Outcome, Round
+from tests.unit.serving.speculation.fake_requests import FakeRequest, a_round
 
 DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
 DAY = 86400
@@ -24,12 +26,16 @@ def a_report(folder: Path) -> RoundReport:
     return RoundReport(PodFolder(folder), "boot", FixedArms(["off"]), longest=5)
 
 
+def add(report: RoundReport, ended: Round, accepted: list[int], made: Sequence[int] = ()) -> None:
+    report.add(ended, Outcome(ended.decision, ended.outlooks, accepted, None, (), made))
+
+
 def test_counters_by_position_and_arm(tmp_path: Path) -> None:
     report = a_report(tmp_path)
     one, two, three = (FakeRequest(name) for name in ("one", "two", "three"))
-    report.add(a_round([one, two], OFF), [0, 0])
+    add(report, a_round([one, two], OFF), [0, 0])
     report.add_parked()
-    report.add(a_round([one, two], Arm(2, drafts=True)), [2, 0])
+    add(report, a_round([one, two], Arm(2, drafts=True)), [2, 0])
     mixed = a_round(
         [one, two, three],
         Arm(3, drafts=True),
@@ -37,7 +43,7 @@ def test_counters_by_position_and_arm(tmp_path: Path) -> None:
         proposals=[Proposal((7,), 2), Proposal(), Proposal()],
         explores=True,
     )
-    report.add(mixed, [3, 1, 2])
+    add(report, mixed, [3, 1, 2])
     report.write()
     state = PodFolder(tmp_path).read_speculation_state()
     assert state is not None
@@ -46,23 +52,12 @@ def test_counters_by_position_and_arm(tmp_path: Path) -> None:
     assert state.exploring_share == 1 / 4
     assert (state.lookup.proposed_at, state.lookup.accepted_at) == ((1,), (1,)), "filler tokens do not count"
     assert (state.draft.proposed_at, state.draft.accepted_at) == ((3, 3, 1), (2, 1))
-    assert (state.lookup.requests, state.draft.requests) == (1, 2)
-
-
-def test_a_request_counts_once_for_each_source(tmp_path: Path) -> None:
-    report, req = a_report(tmp_path), FakeRequest("r")
-    for _ in range(3):
-        report.add(a_round([req], Arm(1, drafts=True)), [0])
-    assert report.state().draft.requests == 1
-    report.request_ended("r")
-    report.add(a_round([req], Arm(1, drafts=True)), [0])
-    assert report.state().draft.requests == 2
 
 
 def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path) -> None:
     """Under overlap scheduling it was launched before the request's end was known."""
     report = a_report(tmp_path)
-    report.add(a_round([FakeRequest("r", ended=True)], Arm(1, drafts=True)), [1])
+    add(report, a_round([FakeRequest("r")], Arm(1, drafts=True)), [1], [0])
     assert report.state().draft.rounds == 0
 
 

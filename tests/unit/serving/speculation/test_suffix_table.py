@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+from aurora_runtime.serving.speculation.lookup import SuffixTable
 
 ORDERS = (1, 2, 5)
 token_lists = st.lists(st.integers(0, 2**40), min_size=2, max_size=40).map(lambda tokens: array("q", tokens))
@@ -14,8 +14,7 @@ token_lists = st.lists(st.integers(0, 2**40), min_size=2, max_size=40).map(lambd
 def latest(table: SuffixTable, tokens: array[int], end: int, space: int) -> list[int]:
     """The latest place of each suffix, the shortest first. 0: none."""
     slots = table.slots_of(tokens, end, table.salts_of([space]))
-    found = dict(table.find(slots))
-    return [found.get(order, 0) for order, _ in reversed(slots)]
+    return [table.places[slot] for _, slot in reversed(slots)]
 
 
 @given(token_lists, st.data())
@@ -54,7 +53,7 @@ def test_the_longest_suffix_is_found_first_and_of_equal_ones_the_first_salts() -
     table, text = SuffixTable(ORDERS, 1 << 12), array("q", range(5))
     for place, space in enumerate((3, 4), start=1):
         table.put(table.slots_of(text, 5, table.salts_of([space])), place)
-    found = list(table.find(table.slots_of(text, 5, table.salts_of((4, 3)))))
+    found = [(order, table.places[slot]) for order, slot in table.slots_of(text, 5, table.salts_of((4, 3)))]
     assert found == [(5, 2), (5, 1), (2, 2), (2, 1), (1, 2), (1, 1)]
 
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling
+from aurora_runtime.serving.speculation.lookup import LookupIndex, Proposal, RequestTexts
+from tests.unit.serving.speculation.fake_requests import FakeRequest, FakeSampling
 
 
 def texts(scope: LookupScope = LookupScope.REQUEST) -> RequestTexts:

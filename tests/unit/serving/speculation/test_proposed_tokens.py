@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from aurora_runtime.engine.arms import Arm, Source
-from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, with_lookup
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling, a_round
+from aurora_runtime.serving.speculation.engine import lookup_chains, with_lookup
+from aurora_runtime.serving.speculation.lookup import Proposal
+from tests.unit.serving.speculation.fake_requests import FakeRequest, FakeSampling, a_round
 
 DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
 REQS = [FakeRequest(name) for name in "abc"]

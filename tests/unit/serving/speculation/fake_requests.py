@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurora_runtime.engine.arms import Arm, Source
-from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.rounds import Round
+from aurora_runtime.serving.speculation.lookup import Proposal
+from aurora_runtime.serving.speculation.rounds import Decision, RequestOutlook, Round
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the hooks need of the engine that they run in: requirements, states, ranks, and results on the host.
+"""What the hooks need of the engine that they run in: requirements, states, ranks, tokens to verify, and results.
 
 The flags of :mod:`aurora_runtime.engine.speculation_flags` fulfil every requirement. A user's own flags may undo them,
 and SGLang turns some off with only a warning. So the worker is asked, not the command line.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,18 +19,17 @@ from torch import Tensor
 from aurora_runtime.conversations import may_share
 from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.pinned_copy import to_device
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.chat_template import marker_of
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-from aurora_runtime.serving.speculation.policy import Decision
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from aurora_runtime.serving.speculation.lookup import LookupIndex, Proposal, RequestTexts
+from aurora_runtime.serving.speculation.rounds import Decision, Round
 
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
 SKIP_EXTEND_VARIABLE: Final = "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND"
-"""SGLang's variable to leave out the draft in rounds without steps. The hooks then would not see the draft left out."""
-_SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
+"""SGLang's variable to leave out the draft in rounds of off, which would leave gaps in the KV of a draft in use."""
 _SWITCH_NOTE: Final = "adaptive_spec.restore"
 """The source of SGLang's notes about switches (``EAGLEWorkerV2.apply_runtime_state``)."""
-_FALSE: Final = ("", "0", "false", "n", "no")
 
 
 def graph_sizes(width: int, sizes: Sequence[int]) -> list[int]:
@@ -45,11 +43,6 @@ def graph_sizes(width: int, sizes: Sequence[int]) -> list[int]:
     return [size for size in sizes if size <= most] or list(sizes[:1])
 
 
-def is_no_switch(record: logging.LogRecord) -> bool:
-    """A filter for :data:`SWITCH_LOGGER`: SGLang logs every change of the runtime state, here several a second."""
-    return not record.getMessage().startswith(_SWITCH_MESSAGE)
-
-
 def obstacle_to_control(worker: Any, settings: SpeculationSettings) -> str | None:
     """Why rounds of this EAGLE-3 worker cannot be controlled; None when they can."""
     from sglang.srt.runtime_context import get_schedule
@@ -61,50 +54,101 @@ def obstacle_to_control(worker: Any, settings: SpeculationSettings) -> str | Non
         return f"--speculative-adaptive-config lacks the steps {', '.join(map(str, missing))}"
     if get_schedule().enable_mixed_chunk:
         return "--enable-mixed-chunk decodes tokens in prefill batches, which the draft would miss"
-    if os.environ.get(SKIP_EXTEND_VARIABLE, "").strip().lower() not in _FALSE:
-        return f"{SKIP_EXTEND_VARIABLE} in the environment leaves gaps in the draft's KV cache"
     return None
 
 
-@dataclass(frozen=True)
-class EarlyResults:
-    """A round's results on their way to the host, under overlap scheduling: B requests, n nodes each (a chain).
+def start_copy(batch_result: Any) -> Callable[[], list[list[int]]]:
+    """Queue the copies of a verified batch to the host. Returns what reads the committed tokens of each request there.
 
-    With overlap the scheduler launches round N+1 before it processes the results of round N, so its requests lack the
-    tokens of round N. SGLang waits for the new lengths of round N before the launch, though. The copy was queued in
-    front of them, so it has arrived as well, and nobody waits for it.
-
-    Attributes:
-        tokens: [B, n] the target's token after each node.
-        accept_lens: [B] committed tokens of each request, the target's own included.
-        arrived: event after the copies; None when the tensors were on the host from the start.
+    Under overlap scheduling the scheduler launches round N+1 before it processes the results of round N, so its
+    requests lack the tokens of round N. SGLang waits for the new lengths of round N before the launch, though. The copy
+    was queued in front of them, so it has arrived as well, and nobody waits for it.
     """
-
-    tokens: Tensor
-    accept_lens: Tensor
-    arrived: Any | None
-
-    def committed(self) -> list[list[int]]:
-        """The committed tokens of each request."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return [row[:count] for row, count in zip(self.tokens.tolist(), self.accept_lens.tolist(), strict=True)]
-
-
-def start_copy(batch_result: Any) -> EarlyResults:
-    """Queue the copies of a verified batch on the current stream."""
     accept_lens: Tensor = batch_result.accept_lens
-    tokens: Tensor = batch_result.next_token_ids.view(accept_lens.shape[0], -1)
-    if tokens.device.type == "cpu":
-        return EarlyResults(tokens, accept_lens, None)
+    tokens: Tensor = batch_result.next_token_ids.view(accept_lens.shape[0], -1)  # [B, n] the target's, after each node
+    on_cpu = tokens.device.type == "cpu"
     copies = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        tensor.clone()
+        if on_cpu
+        else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
         for tensor in (tokens, accept_lens)
     ]
-    arrived = torch.get_device_module(tokens.device).Event()
-    arrived.record()
-    return EarlyResults(copies[0], copies[1], arrived)
+    arrived = None if on_cpu else torch.get_device_module(tokens.device).Event()
+    if arrived is not None:
+        arrived.record()
 
+    def committed() -> list[list[int]]:
+        if arrived is not None:
+            arrived.synchronize()
+        rows, counts = (tensor.tolist() for tensor in copies)
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+
+    return committed
+
+
+# tokens to verify ----------------------------------------------------------------------------------------------------
+#
+# A chain of the verify batch is just tokens: the target verifies them the same way whoever proposed them. So lookup's
+# tokens either replace the draft's, or make a chain without the draft. Every token is a valid id. A row without a
+# proposal repeats one, which the target then rejects or, if it happens to be right, accepts. A request that asks for no
+# speculation always has such a row.
+
+FILLER: Final = Proposal((0,))
+
+
+def lookup_chains(current: Round) -> list[list[int]]:
+    """The proposals of all requests, each filled up to the round's number of steps."""
+    steps = current.decision.arm.steps
+    chains = [list((proposal if proposal.tokens else FILLER).tokens[:steps]) for proposal in current.proposals]
+    return [tokens + tokens[-1:] * (steps - len(tokens)) for tokens in chains]
+
+
+def _with_fillers(proposed: Tensor, current: Round) -> Tensor:
+    """The proposals ``[B, steps]`` with fillers for the requests that ask for no speculation."""
+    without = [i for i, req in enumerate(current.reqs) if not wish_of(req).speculate]
+    if not without:
+        return proposed
+    return proposed.index_fill(0, to_device(without, proposed.device), FILLER.tokens[0])
+
+
+def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
+    """SGLang's verify input for chains of lookup's tokens, without the draft (eagle_worker_v2.py:660).
+
+    The parents and scores of a chain are the same in every round, so SGLang keeps them (base_spec_worker.py:115).
+    """
+    from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
+
+    size = len(current.reqs)
+    return build_eagle_verify_input(
+        batch,
+        batch.spec_info,
+        draft_worker._topk1_parents_prealloc[:size],
+        draft_worker._topk1_score_indices_prealloc[:size],
+        to_device(lookup_chains(current), batch.device),
+        None,
+        target_worker=draft_worker.target_worker,
+        topk=1,
+        num_steps=draft_worker.speculative_num_steps,
+        num_draft_tokens=draft_worker.speculative_num_draft_tokens,
+        tree_mask_mode=draft_worker.tree_mask_mode,
+        device=draft_worker.device,
+    )
+
+
+def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
+    """The verify round's tokens ``[B * n]`` with lookup's tokens in the rows of requests whose source is lookup."""
+    tokens = draft_token.view(len(current.reqs), -1)
+    drafted = tokens[:, 1:]
+    proposed = _with_fillers(drafted, current)
+    chosen = [i for i, source in enumerate(current.decision.sources) if source is Source.LOOKUP]
+    if chosen:
+        rows = to_device(chosen, tokens.device)
+        looked_up = to_device(lookup_chains(current), tokens.device)[rows].to(tokens.dtype)
+        proposed = proposed.index_copy(0, rows, looked_up)
+    return draft_token if proposed is drafted else torch.cat((tokens[:, :1], proposed), 1).view(-1)
+
+
+# ranks ---------------------------------------------------------------------------------------------------------------
 
 _SOURCES: Final = tuple(Source)
 
@@ -169,12 +213,16 @@ class EngineControl:
 
     Attributes:
         overlaps: whether a round is launched before the scheduler has processed the one before.
-        results: the last decided round's tokens, under overlap scheduling.
+        results: reads the last decided round's tokens.
     """
 
     def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
         from sglang.srt.runtime_context import get_exec, get_schedule
 
+        os.environ[SKIP_EXTEND_VARIABLE] = "0"
+        logging.getLogger(SWITCH_LOGGER).addFilter(
+            lambda record: not record.getMessage().startswith("Switch adaptive runtime state")  # several a second
+        )
         self.worker = worker
         self.ranks = RankAgreement.of_engine()
         vocabulary = worker.target_worker.model_config.vocab_size
@@ -187,7 +235,7 @@ class EngineControl:
         )
         self.texts = RequestTexts(index)
         self.overlaps = not get_schedule().disable_overlap_schedule
-        self.results: EarlyResults | None = None
+        self.results: Callable[[], list[list[int]]] | None = None
         self._graphs = get_exec().graph.cuda_graph_config.decode
         self._sizes = list(self._graphs.bs or ())
 

@@ -28,29 +28,33 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.request_wish import wish_of
-from aurora_runtime.serving.speculation.estimates import size_range
-from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import Decision, Policy, RequestOutlook, plain_decision
-from aurora_runtime.serving.speculation.report import RoundReport
-from aurora_runtime.serving.speculation.worker.engine import (
+from aurora_runtime.serving.speculation.controller import Controller
+from aurora_runtime.serving.speculation.engine import (
     SKIP_EXTEND_VARIABLE,
-    SWITCH_LOGGER,
     EngineControl,
     decode,
     encode,
-    is_no_switch,
+    lookup_verify_input,
     obstacle_to_control,
     start_copy,
+    with_lookup,
 )
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
-from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
+from aurora_runtime.serving.speculation.estimates import size_range
+from aurora_runtime.serving.speculation.lookup import Proposal
+from aurora_runtime.serving.speculation.report import RoundReport
+from aurora_runtime.serving.speculation.rounds import (
+    Outcome,
+    RequestOutlook,
+    Round,
+    RoundObserver,
+    plain_decision,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,29 +127,26 @@ class WorkerHooks:
     Args:
         refuse: is told why the engine cannot be controlled. The hooks then leave every round to SGLang.
         read_version: returns the draft's version. After a load that failed on some ranks the ranks have different ones.
-        runs_draft: whether the draft of this version is worth running.
     """
 
     def __init__(
         self,
         settings: SpeculationSettings,
-        policy: Policy,
+        controller: Controller,
         report: RoundReport,
         *,
         refuse: Callable[[str], None],
         read_version: Callable[[], str],
-        runs_draft: Callable[[str], bool] = lambda version: True,
     ) -> None:
         self._settings = settings
         self._longest = max(arm.steps for arm in settings.arms)
-        self._policy = policy
+        self._controller = controller
         self._report = report
         self._refuse = refuse
         self._read_version = read_version
-        self._runs_draft = runs_draft
-        self._version: str | None = None
+        self._version = ""
         self._control: EngineControl | None = None
-        self._observer = RoundObserver(policy.observe, policy.request_ended)
+        self._observer = RoundObserver(self._observe, controller.request_ended)
         self._round: Round | None = None  # the decided round that runs
         self._draft_processes = True  # whether the draft processes the tokens of the last pass that began
         self._can_draft: dict[str, bool] = {}  # of each running request
@@ -170,7 +171,6 @@ class WorkerHooks:
             original(worker)
             return
         self._control = EngineControl(worker, self._settings)
-        logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
         fixed = bool(self._settings.fixed_arms)  # every round has the first state's width, at every batch size
         with contextlib.nullcontext() if fixed else self._control.graphs_for(worker.speculative_num_draft_tokens):
             original(worker)
@@ -240,10 +240,10 @@ class WorkerHooks:
         return self._parked(control, batch, run) if self._is_parked(batch) else self._decided(control, batch, run)
 
     @fused(nothing)
-    def around_activate(self, original: Original, worker: Any, batch_size: int) -> None:
-        """In place of ``EAGLEWorkerV2.activate_step_by_batch``: the round has its state already."""
+    def around_rule(self, original: Original, *args: Any, **kwargs: Any) -> None:
+        """In place of ``EAGLEWorkerV2.activate_step_by_batch`` and ``on_verify_complete_cpu``: SGLang's own rule."""
         if self._control is None:
-            original(worker, batch_size)
+            original(*args, **kwargs)
 
     @fused(bare_round)
     def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
@@ -264,22 +264,8 @@ class WorkerHooks:
             return original(worker, batch, *args, **kwargs)
         batch.spec_info.aurora_sources = self._round.decision.sources
         result = original(worker, batch, *args, **kwargs)
-        if self._control.overlaps:
-            self._control.results = start_copy(result)
+        self._control.results = start_copy(result)
         return result
-
-    @fused(nothing)
-    def around_verify_complete(
-        self, original: Original, worker: Any, num_correct_drafts_per_req: Sequence[int], batch_size: int = 0
-    ) -> None:
-        """In place of ``EAGLEWorkerV2.on_verify_complete_cpu``: the accepted tokens of a round are known.
-
-        Under overlap scheduling they have been known since the next round began.
-        """
-        if self._control is None:
-            original(worker, num_correct_drafts_per_req, batch_size=batch_size)
-        elif not self._control.overlaps:
-            self._round_ended(num_correct_drafts_per_req)
 
     @fused()
     def around_extend(
@@ -313,7 +299,6 @@ class WorkerHooks:
         if self._control is not None:
             self._can_draft.pop(req.rid, None)
             self._control.texts.ended(req)
-            self._report.request_ended(req.rid)
             self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 
@@ -322,11 +307,12 @@ class WorkerHooks:
     def _prefill(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
         """A prefill ends the time of the last round, unless the round may still be running."""
         if not control.overlaps:
+            self._take_results(control)
             self._observer.forward_begins()
         else:
             self._observer.interrupted()
             if self._observer.involves(batch.reqs):  # retracted: the round must not count after the prefill
-                self._take_early_results(control)
+                self._take_results(control)
         drafts = not are_held_off(batch.reqs) and self._agreed_to_draft(control, batch.reqs)
         self._draft_processes = drafts
         result = run()
@@ -346,20 +332,20 @@ class WorkerHooks:
         return parked or batch.seq_lens_cpu is None  # no decision without lengths, which the next round has again
 
     def _parked(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
-        self._take_early_results(control)
+        self._take_results(control)
         self._observer.forward_begins()
         control.activate(0)
         self._draft_processes = False
         result = run()
         self._cannot_draft(batch.reqs)
         self._report.add_parked()
-        self._policy.round_parked(len(batch.reqs))
+        self._controller.round_parked(len(batch.reqs))
         if self._parked_rounds % WAKE_ROUNDS == 1 and self._finds_matches(control, batch.reqs):
             self._parked_rounds = 0
         return result
 
     def _decided(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
-        recent = self._take_early_results(control)
+        recent = self._take_results(control)
         began = self._observer.forward_begins()
         current = self._begin(control, batch, recent, began)
         if self._held:
@@ -399,14 +385,9 @@ class WorkerHooks:
         decision = plain_decision(len(outlooks))
         if control.ranks.decides:
             with self._contained("a decision"):
-                decision = self._decide(outlooks)
+                self._follow_draft()
+                decision = self._controller.choose(outlooks)
         return Round(decode(self._agree(control, encode(decision))), outlooks, proposals, reqs, lengths, began)
-
-    def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
-        if self._draft_serves():
-            return self._policy.choose(outlooks)
-        without = [outlook._replace(can_draft=False) for outlook in outlooks]
-        return replace(self._policy.choose(without), keeps_draft=False)
 
     def _agree(self, control: EngineControl, numbers: Sequence[int]) -> list[int]:
         """What rank 0 says. If any rank failed, all of them hold every round to off from now on."""
@@ -415,14 +396,13 @@ class WorkerHooks:
             self._hold()
         return agreed
 
-    def _draft_serves(self) -> bool:
-        """Whether the draft that serves now is worth running. Tells the policy about another draft."""
+    def _follow_draft(self) -> None:
+        """Tell the controller about another draft, and about one that is not worth running."""
         version = self._read_version()
-        runs = self._runs_draft(version)
         if version != self._version:
-            self._policy.draft_serves(version if runs else None)
+            runs = version not in map(str, self._settings.untrained_versions)
+            self._controller.draft_serves(version if runs else None)
             self._version = version
-        return runs
 
     def _agreed_to_draft(self, control: EngineControl, reqs: Sequence[Any]) -> bool:
         """Whether the draft processes the prompts of a prefill, which is a pass of all ranks: rank 0 says so."""
@@ -430,7 +410,8 @@ class WorkerHooks:
         if control.ranks.decides:
             with self._contained("a prefill"):
                 goes_on = any(self._can_draft.get(req.rid, False) for req in reqs)  # with an earlier chunk
-                wanted = self._draft_serves() and (self._policy.prefill_drafts() or goes_on)
+                self._follow_draft()
+                wanted = self._controller.prefill_drafts() or goes_on
         return bool(self._agree(control, [int(wanted)])[0])
 
     @staticmethod
@@ -441,22 +422,18 @@ class WorkerHooks:
 
     # what came of it -------------------------------------------------------------------------------------------------
 
-    def _take_early_results(self, control: EngineControl) -> Mapping[str, Sequence[int]]:
-        """Under overlap scheduling: end the last round. Returns its tokens by request."""
+    def _take_results(self, control: EngineControl) -> Mapping[str, Sequence[int]]:
+        """End the last round. Returns its tokens by request, which under overlap scheduling the requests lack."""
         results, control.results = control.results, None
         if results is None:
             return {}
-        committed = results.committed()
-        ended = self._round_ended([len(tokens) - 1 for tokens in committed], committed)
-        if ended is None:
-            return {}
-        return {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
+        committed = results()
+        ended = self._observer.round_ended(committed)
+        return {} if ended is None else {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
 
-    def _round_ended(self, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()) -> Round | None:
-        ended = self._observer.round_ended(accepted, committed)
-        if ended is not None:
-            self._report.add(ended, accepted)
-        return ended
+    def _observe(self, ended: Round, outcome: Outcome) -> None:
+        self._controller.observe(outcome)
+        self._report.add(ended, outcome)
 
     # errors of ours --------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from aurora_runtime.engine.arms import OFF, Arm
-from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import Outcome
-from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+from aurora_runtime.serving.speculation.lookup import Proposal
+from aurora_runtime.serving.speculation.rounds import Outcome, Round, RoundObserver
+from tests.unit.serving.speculation.fake_requests import FakeRequest, a_round
 
 
 class Listener:
@@ -20,7 +19,7 @@ class Listener:
         self.outcome = Outcome(a_round([], OFF).decision, (), (), None)
         self.observer = RoundObserver(self.observe, self.heard.append, clock=lambda: self.now)
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, _: Round, outcome: Outcome) -> None:
         self.outcome = outcome
         self.heard.append((outcome.decision.arm, tuple(outcome.accepted), outcome.milliseconds))
 
@@ -30,7 +29,7 @@ def test_a_rounds_time_ends_when_the_next_forward_pass_begins() -> None:
     observer = policy.observer
     began = observer.forward_begins()
     observer.round_begins(a_round([req], Arm(2, drafts=False), began=began))
-    assert observer.round_ended([2]) is not None
+    assert observer.round_ended([[1, 2, 3]]) is not None
     assert policy.heard == []
     policy.now = 0.25
     observer.forward_begins()
@@ -43,7 +42,7 @@ def test_the_time_is_unknown_when_the_engine_may_have_waited() -> None:
     policy, req = Listener(), FakeRequest("r", ended=True)
     observer = policy.observer
     observer.round_begins(a_round([req], OFF))
-    observer.round_ended([0])
+    observer.round_ended([[1]])
     policy.now = 9.0
     observer.request_ended("r")
     observer.forward_begins()
@@ -62,28 +61,25 @@ def test_a_request_that_takes_part_in_no_round_ends_at_once() -> None:
 def test_a_round_whose_results_were_lost_is_not_observed() -> None:
     policy, reqs = Listener(), [FakeRequest("a"), FakeRequest("b")]
     policy.observer.round_begins(a_round(reqs, OFF))
-    assert policy.observer.round_ended([0]) is None
+    assert policy.observer.round_ended([[1]]) is None
     policy.observer.forward_begins()
-    assert policy.observer.round_ended([0, 0]) is None
+    assert policy.observer.round_ended([[1], [1]]) is None
     assert policy.heard == []
 
 
 def test_the_policy_hears_how_much_of_a_lookup_was_right_that_the_round_did_not_use() -> None:
-    """Once with the tokens in the requests, and once with tokens that the requests do not have yet."""
     policy = Listener()
     observer = policy.observer
     reqs = [FakeRequest("a", output_ids=[7]), FakeRequest("b", output_ids=[7]), FakeRequest("c", output_ids=[7])]
     proposals = [Proposal((8, 9, 1), 4), Proposal((5, 6), 4), Proposal()]
-    for arm, committed in ((Arm(2, drafts=True), [[8, 9], [6], [8]]), (OFF, [[8], [5], [8]])):
-        lengths = [2 + len(req.output_ids) for req in reqs]
-        observer.round_begins(a_round(reqs, arm, proposals=proposals, lengths=lengths))
-        accepted = [len(tokens) - 1 for tokens in committed]
-        observer.round_ended(accepted, committed if arm == OFF else ())
-        if arm != OFF:
-            for req, tokens in zip(reqs, committed, strict=True):
-                req.output_ids += tokens
+    for arm, committed, right in (
+        (Arm(2, drafts=True), [[8, 9], [6], [8]], (2, 0, 0)),
+        (OFF, [[8], [5], [8]], (1, 1, 0)),
+    ):
+        observer.round_begins(a_round(reqs, arm, proposals=proposals, lengths=[3] * 3))
+        observer.round_ended(committed)
         observer.forward_begins()
-        assert policy.outcome.unplayed_lookup == ((2, 0, 0) if arm != OFF else (1, 1, 0))
+        assert policy.outcome.unplayed_lookup == right
 
 
 def test_the_policy_hears_how_many_tokens_of_a_round_an_answer_took() -> None:
@@ -93,7 +89,7 @@ def test_the_policy_hears_how_many_tokens_of_a_round_an_answer_took() -> None:
     reqs = [FakeRequest(rid, output_ids=[7]) for rid in "abcde"]
     current = a_round(reqs, Arm(3, drafts=True), lengths=[3] * 5, proposals=[Proposal((8, 9, 1), 4)] * 5)
     policy.observer.round_begins(current)
-    policy.observer.round_ended([2] * 5)
+    policy.observer.round_ended([[8, 9, 1]] * 5)
     reqs[0].ended, reqs[0].finished_len = True, 1
     reqs[1].ended, reqs[1].finished_len = True, 3
     reqs[1].output_ids += [8, 9, 1]

@@ -21,18 +21,16 @@ from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-from aurora_runtime.serving.speculation.policy import Decision, FixedArms, Outcome, RequestOutlook
+from aurora_runtime.serving.speculation import hooks
+from aurora_runtime.serving.speculation.controller import FixedArms
+from aurora_runtime.serving.speculation.engine import RankAgreement, lookup_chains
+from aurora_runtime.serving.speculation.hooks import WorkerHooks
+from aurora_runtime.serving.speculation.lookup import LookupIndex, RequestTexts
 from aurora_runtime.serving.speculation.report import RoundReport
-from aurora_runtime.serving.speculation.worker import hooks
-from aurora_runtime.serving.speculation.worker.engine import RankAgreement
-from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
-from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
+from aurora_runtime.serving.speculation.rounds import Decision, Outcome, RequestOutlook, Round, RoundObserver
+from tests.unit.serving.speculation.fake_requests import FakeRequest
 
-SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
+SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5, untrained_versions=(0,))
 PROMPT_TOKENS = 4
 VOCABULARY = 1009
 UNTRAINED = "0"
@@ -126,7 +124,6 @@ class FakeEngine:
             self.report,
             refuse=pytest.fail,
             read_version=lambda: self.version,
-            runs_draft=lambda version: version != UNTRAINED,
         )
         control: Any = SimpleNamespace(
             ranks=RankAgreement(None, decides=True),
@@ -137,9 +134,7 @@ class FakeEngine:
             worker=SimpleNamespace(_build_trivial_verify_input=self._bare_verify_input),
         )
         self.hooks._control = self.control = control
-        self.hooks._observer = RoundObserver(
-            lambda outcome: policy.observe(outcome), lambda rid: policy.request_ended(rid)
-        )
+        self.hooks._observer = RoundObserver(self.hooks._observe, lambda rid: policy.request_ended(rid))
         self.random = random.Random(seed)  # noqa: S311 - no secret
         self.future_map = SimpleNamespace(needs_cpu_seq_lens=True)
         self.running: list[RunningRequest] = []
@@ -222,7 +217,7 @@ class FakeEngine:
         batch.seq_lens_cpu = torch.tensor([req.length for req in batch.reqs]) if known else None
 
     def _forward(self, worker: Any, batch: Any) -> list[list[int]]:
-        self.hooks.around_activate(self._fail, worker, len(batch.reqs))
+        self.hooks.around_rule(self._fail, worker, len(batch.reqs))
         if self.steps == 0:
             batch.spec_info = self._bare_verify_input(batch)
         else:
@@ -288,7 +283,7 @@ class FakeEngine:
 
     def _process(self, reqs: Sequence[RunningRequest], committed: list[list[int]], accepted: list[int] | None) -> None:
         if accepted is not None:
-            self.hooks.around_verify_complete(self._fail, None, accepted, batch_size=len(reqs))
+            self.hooks.around_rule(self._fail, None, accepted, batch_size=len(reqs))
         for req, tokens in zip(reqs, committed, strict=True):
             if req.finished() or req.is_retracted or req not in self.running:
                 continue

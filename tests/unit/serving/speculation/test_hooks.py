@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
-from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
-from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks, are_held_off
-from tests.unit.serving.speculation.worker.fake_engine import (
+from aurora_runtime.serving.speculation.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
+from aurora_runtime.serving.speculation.hooks import WorkerHooks, are_held_off
+from aurora_runtime.serving.speculation.rounds import Decision, RequestOutlook
+from tests.unit.serving.speculation.fake_engine import (
     ARMS,
     PROMPT_TOKENS,
     SETTINGS,
@@ -31,7 +31,7 @@ from tests.unit.serving.speculation.worker.fake_engine import (
     FakeEngine,
     Recording,
 )
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling
+from tests.unit.serving.speculation.fake_requests import FakeRequest, FakeSampling
 
 overlap = pytest.mark.parametrize("overlaps", [False, True], ids=["in turn", "overlap"])
 
@@ -89,7 +89,6 @@ def test_answers_are_right_the_draft_sees_no_gap_and_requests_leave_nothing(
     assert prefills_before in ([0], []), "the untrained draft processed no prompt"
     assert fake.control.texts._indexed == {}
     assert fake.hooks._can_draft == {}
-    assert fake.report._seen == {}
     assert fake.report.errors == 0
     assert sum(fake.report.state().rounds_by_arm.values()) >= fake.rounds - overlaps - len(max_tokens)
 
@@ -99,8 +98,10 @@ def test_lookup_proposes_from_the_last_committed_token(overlaps: bool) -> None:
     fake = FakeEngine(Recording(["lookup-5"]), overlaps=overlaps)
     fake.run([40])
     state = fake.report.state()
-    assert state.lookup.accepted > 15, "the target's text repeats itself"
-    assert state.lookup.accepted == state.lookup.proposed, "no proposal came from a text without its last tokens"
+    assert sum(state.lookup.accepted_at) > 15, "the target's text repeats itself"
+    assert sum(state.lookup.accepted_at) == sum(state.lookup.proposed_at), (
+        "no proposal came from a text without its last tokens"
+    )
 
 
 @overlap
@@ -192,7 +193,7 @@ def test_a_round_behind_an_answers_end_counts_no_token(overlaps: bool) -> None:
 
 
 HOOKS = (
-    *("around_lengths", "around_forward", "around_activate", "around_draft", "around_verify", "around_verify_complete"),
+    *("around_lengths", "around_forward", "around_rule", "around_draft", "around_verify"),
     *("around_extend", "around_prefill_extend", "around_release"),
 )
 
@@ -360,8 +361,7 @@ def test_without_control_every_round_is_sglangs_own() -> None:
     worker_hooks._control = None
     calls: list[str] = []
     worker_hooks.around_forward(lambda *_: calls.append("forward"), None, None)
-    worker_hooks.around_activate(lambda *_: calls.append("activate"), None, 1)
-    worker_hooks.around_verify_complete(lambda *_, **__: calls.append("complete"), None, [1])
+    worker_hooks.around_rule(lambda *_: calls.append("rule"), None, 1)
     worker_hooks.around_draft(lambda *_, **__: calls.append("draft"), None, None)
     worker_hooks.around_verify(lambda *_: calls.append("verify"), None, None)
     worker_hooks.around_prefill_extend(lambda *_: calls.append("prefill"), None, None, None, None)
@@ -369,7 +369,7 @@ def test_without_control_every_round_is_sglangs_own() -> None:
     worker_hooks.around_release(lambda *_, **__: calls.append("release"), None, None, checkpoint=True)
     worker_hooks.around_lengths(lambda *_: calls.append("lengths"), None)
     assert worker_hooks.around_cpu_lengths(lambda _: False, ()) is False
-    assert calls == ["forward", "activate", "complete", "draft", "verify", "prefill", "extend", "release", "lengths"]
+    assert calls == ["forward", "rule", "draft", "verify", "prefill", "extend", "release", "lengths"]
 
 
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])

@@ -1,1 +1,0 @@
-"""The worker: carries out the controller's decisions inside stock SGLang."""
