@@ -59,7 +59,7 @@ class TrainingSpec(Model):
         default=None,
         ge=3600,
         le=MAX_TRACE_AGE_SECONDS,
-        description="Seconds after which the trainer deletes a trace, trained or not, within little more than an hour:"
+        description="Seconds after which the trainer deletes a trace, trained or not, within an hour and a half:"
         " 2592000 for 30 days. Drafts that learned from it stay. Unset: no limit. It has no effect while no trainer"
         " runs (see `suspended`).",
     )

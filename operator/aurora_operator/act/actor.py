@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
 
 log = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS = 15.0
+"""Least time between two requests of a pod for the same swap. A swap that fails may pause the engine's generation."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Actor:
         self._api, self._events = api, events
         self._children = ChildWriter(api)
         self._agents = agents
+        self._asked: dict[tuple[str, int, int], float] = {}
+        """Pod, version and epoch of a swap -> when the pod was asked, in monotonic seconds."""
 
     async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
@@ -94,7 +100,12 @@ class Actor:
         )
 
     def _requests(self, plan: Plan, leases: Iterable[LeaseRequest], token: str) -> Iterator[_AgentRequest]:
+        now = time.monotonic()
+        self._asked = {key: at for key, at in self._asked.items() if now - at < ASK_AGAIN_SECONDS}
         for swap in plan.swaps:
+            key = (swap.pod, swap.request.version, swap.request.epoch)
+            if self._asked.setdefault(key, now) < now:
+                continue
             epoch, call = swap.request.epoch, self._agents.swap(swap.ip, token, swap.request)
             yield _AgentRequest(f"swap pod {swap.pod} to version {swap.request.version} (epoch {epoch})", epoch, call)
         for lease in leases:

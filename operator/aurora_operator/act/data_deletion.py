@@ -28,7 +28,6 @@ from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, 
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
-from aurora_operator.observe.store.store_access import in_thread
 from aurora_operator.observe.stored_resource import owner_of, parse, status_of
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.conditions import deleting_status
@@ -47,6 +46,8 @@ MAX_POD_WAIT_SECONDS: Final = 600.0
 """A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""
 KEYS_GONE_SECONDS: Final = 300.0
 """Seconds after which a speculator whose store's keys are gone is let go, and its objects are kept."""
+MAX_ERROR_CHARACTERS: Final = 400
+"""Length of an error's text in the condition, which has the way out behind it."""
 _NO_PODS: Final = {"spec": {"replicas": 0}}
 IN_PROGRESS: Final = (
     "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
@@ -60,7 +61,7 @@ class DataDeletion:
     def __init__(self, api: KubernetesApi, observer: Observer, events: EventRecorder) -> None:
         self._api, self._observer, self._events = api, observer, events
         self._root: RootDeletion | None = None
-        """The deletion under way. None after a step that failed, which begins anew."""
+        """The deletion under way. None after a step that failed: it may still run in its thread."""
         self._config: StoreConfig | None = None
         """How the store was reached last. The Secret may be deleted together with the speculator."""
 
@@ -120,10 +121,10 @@ class DataDeletion:
 
     async def _one_step(self, config: StoreConfig, speculator: str) -> DeletionProgress:
         """Raises :class:`StoreError`. The next step then begins anew."""
-        root, self._root = self._root, None
+        (root, self._root), calls = (self._root, None), self._observer.store.calls
         if root is None or root.config != config:
-            root = await in_thread(lambda: RootDeletion(config, speculator, attempts=2, timeout_seconds=STEP_SECONDS))
-        progress = await in_thread(lambda: root.step(STEP_SECONDS), STEP_DEADLINE_SECONDS)
+            root = await calls.run(lambda: RootDeletion(config, speculator, attempts=2, timeout_seconds=STEP_SECONDS))
+        progress = await calls.run(lambda: root.step(STEP_SECONDS), STEP_DEADLINE_SECONDS)
         self._root = root
         return progress
 
@@ -154,7 +155,7 @@ def failure_text(error: str, owner: Owner) -> str:
     """Why a deletion does not get on, and the way out."""
     patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
     return (
-        f"The stored objects are not deleted yet, and the operator tries again: {error[:400]}. To keep"
+        f"The stored objects are not deleted yet, and the operator tries again: {error[:MAX_ERROR_CHARACTERS]}. To keep"
         f" them and let the speculator go: kubectl patch auroraspeculator {owner.name} -n {owner.namespace} --type"
         f" merge -p '{patch}'"
     )

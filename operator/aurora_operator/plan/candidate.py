@@ -263,7 +263,7 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
 
 def _failure(inputs: ValidationInputs, candidate: CandidateStatus, job: JobView | None) -> str:
     """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
-    reason = lending.recall(inputs.observed)
+    reason = lending.recall(inputs.observed) if candidate.pod is not None else ""
     recall = f"its replica had to serve again: {reason}" if reason else ""
     if job is None:
         refused = inputs.observed.refused_job
@@ -318,7 +318,8 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
     if evidence.verdict.kind is VerdictKind.REJECT:
         return _end(candidate, CandidatePhase.REJECTED, "Rejected", reasons)
     if not passed or evidence.active_version == inputs.active:
-        return _end(candidate, CandidatePhase.INCONCLUSIVE, "Inconclusive", reasons)
+        reason = "its evidence is about other weights" if passed else reasons
+        return _end(candidate, CandidatePhase.INCONCLUSIVE, "Inconclusive", reason)
     newer = _newer_version(inputs, candidate.version)
     if newer is not None:
         return _begin(inputs, newer)  # the evidence proves nothing about the active version

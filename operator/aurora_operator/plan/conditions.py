@@ -21,7 +21,6 @@ from aurora_api.v1alpha1.conditions import (
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.observe.observed import (
-    CRASH_LOOP,
     SIGNING_KEYS_MISSING,
     Observed,
     PodView,
@@ -374,22 +373,28 @@ def _start_fault(observed: Observed, waits_for: str, now: datetime) -> Condition
     """
     if observed.spec.serving.replicas == 0 or any(pod.serves for pod in observed.pods):
         return None
-    dated = sorted((view.created, view.name, view) for view in observed.pods if view.created and not view.terminating)
-    if not dated:
-        refused = observed.deployment.message if observed.deployment else ""
-        return ConditionContent(True, "StartFailed", f"No pod can be created: {refused}") if refused else None
-    (oldest, *_), (*_, newest) = dated[0], dated[-1]
-    if newest.failing:
+    pods = [view for view in observed.pods if view.created and not view.terminating]
+    newest = max(pods, key=lambda view: (view.created, view.name), default=None)
+    refused = observed.deployment.message if observed.deployment else ""
+    if newest is None and refused:
+        return ConditionContent(True, "StartFailed", f"No pod can be created: {refused}")
+    # Restarts count for the pod's whole life, so an engine that served may have had two and come up again.
+    if newest is not None and newest.failing and (newest.waiting or is_starting(observed.status)):
         return ConditionContent(True, "StartFailed", _failure_text(observed.owner.namespace, newest))
-    if now - oldest > START_LIMIT:
+    ready = next((c for c in observed.status.conditions if c.type is ConditionType.READY), None)
+    if (
+        ready is not None
+        and ready.status is not ConditionStatus.TRUE
+        and now - ready.last_transition_time > START_LIMIT
+    ):
         minutes = START_LIMIT // timedelta(minutes=1)
-        return ConditionContent(True, "StartTimeout", f"No pod became ready within {minutes} minutes: {waits_for}")
+        return ConditionContent(True, "StartTimeout", f"No pod has served for {minutes} minutes: {waits_for}")
     return None
 
 
 def _failure_text(namespace: str, pod: PodView) -> str:
     """Why a container of ``pod`` fails, and how to read more."""
-    ask, where = f"kubectl -n {namespace}", f"Pod {pod.name}, container {pod.failing}: {pod.trouble}"
-    if pod.waiting in ("", CRASH_LOOP):
+    ask, where = f"kubectl -n {namespace}", f"Pod {pod.name}: {pod.trouble}"
+    if pod.crash:
         return f"{where}. No pod serves clients. Its log says why: `{ask} logs {pod.name} -c {pod.failing} --previous`"
-    return f"{where}. Its events say why: `{ask} describe pod {pod.name}`"
+    return f"{where}. The events of container {pod.failing} say why: `{ask} describe pod {pod.name}`"

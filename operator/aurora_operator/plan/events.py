@@ -22,7 +22,7 @@ _TEXTS = {
     "ValidationStarted": "Measuring version {version}",
     "Validated": "Version {version} passed its measurement: {message}",
     "Rejected": "Rejected version {version}: {message}",
-    "Inconclusive": "The measurements of version {version} did not decide, so it is not rolled out: {message}",
+    "Inconclusive": "The measurement of version {version} did not decide, so it is not rolled out: {message}",
     "ValidationFailed": "Version {version} could not be measured: {message}",
     "RolloutStarted": "Rolling out version {version}: {message}",
     "CanaryPassed": "The canary of version {version} passed: {message}",

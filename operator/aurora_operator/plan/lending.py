@@ -71,8 +71,11 @@ def lend_replica(
         return LendingDecision(candidate, returns)
     if lent is not None and lent.name != measured.pod:
         measured = measured.model_copy(update=_measuring_on(lent))
-    if any((job.version, job.attempt) == (measured.version, measured.attempt) for job in observed.jobs):
-        return LendingDecision(measured, returns)  # the Job renews the lease
+    attempt = (measured.version, measured.attempt)
+    job = next((job for job in observed.jobs if (job.version, job.attempt) == attempt), None)
+    if job is not None:  # it renews the lease, unless somebody suspended it
+        over = job.suspended and lent is None
+        return LendingDecision(measured.model_copy(update={"pod": None}) if over else measured, returns)
     if lent is not None:
         return _withdrawn_without_job(observed, measured, lent, returns, epoch)
     return _withdraw(observed, measured, returns, epoch)

@@ -129,8 +129,10 @@ def _may_take_turn(observed: Observed, config: OperatorConfig) -> bool:
 
 
 def _stage_of_apply(observed: Observed) -> UpgradeStage:
-    """The stage once the template is applied: it has failed where the API server refused a child before."""
-    return UpgradeStage.FAILED if observed.apply_errors else UpgradeStage.RESTARTING
+    """The stage once the template is applied: it has failed where the API server refused the Deployment before."""
+    title = f"Deployment {observed.owner.name}:"
+    refused = any(error.startswith(title) for error in observed.apply_errors)
+    return UpgradeStage.FAILED if refused else UpgradeStage.RESTARTING
 
 
 def _stage_of_restart(observed: Observed, since: datetime, now: datetime) -> UpgradeStage:

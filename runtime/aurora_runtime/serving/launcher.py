@@ -390,7 +390,7 @@ class EngineSupervisor:
             withdrawal = self._start.options.folder.read_withdrawal()
         except OSError:
             return False
-        return withdrawal is not None and withdrawal.restart and withdrawal.boot == self._start.state.boot
+        return withdrawal is not None and withdrawal.restart and withdrawal.boot in ("", self._start.state.boot)
 
 
 @contextlib.contextmanager

@@ -65,8 +65,9 @@ class TrainingPolicy:
     written after the present wait."""
     suspended_status_interval_seconds: float = 60.0
     """The same while training is suspended. The operator does not take a suspended trainer for silent."""
-    stop_seconds: float = 9.0
-    """The process exits at the latest this long after SIGTERM. It saves its state if the store answers."""
+    stop_seconds: float = 50.0
+    """The process exits at the latest this long after SIGTERM, within the pod's grace period. It saves its state if the
+    store answers in time."""
 
     @classmethod
     def of(cls, width: int) -> Self:

@@ -83,6 +83,10 @@ STATES: Final[Mapping[str, tuple[Verdict, SpeculatorStatus]]] = {
     "serving without a draft": (HEALTHY, status(test_without_draft.before_the_first_draft())),
     "scaled to zero": (HEALTHY, status(observed(spec=NO_REPLICAS, pods=(), deployment=WorkloadView(True, 0, 0)))),
     "a canary": (HEALTHY, status(observed(store=store(0, 1, evidence=(evidence(1),))))),
+    "a pod serves without speculation": (
+        HEALTHY,
+        status(observed(pods=(pod("a", 0), pod("b", 0, agent=agent("b", 0, speculation_off="crashed"))))),
+    ),
     "a replica is lent": (HEALTHY, test_lending.status(test_lending.lent())),
     "an upgrade waits for its turn": (HEALTHY, UPGRADES["waiting"]),
     "training is suspended": (HEALTHY, status(observed(spec=SUSPENDED))),

@@ -5,7 +5,7 @@ of the channel. An operator that decides upon an outdated view asks for an epoch
 :class:`ObjectExists`, and reads the store before it decides again. Agents refuse requests with an outdated epoch in the
 same way.
 
-Invariants: a store that does not answer delays an observation by about :data:`CALL_SECONDS`, because pods and their
+Invariants: a store that does not answer delays an observation by at most :data:`CALL_SECONDS`, because pods and their
 status must not wait for it. Corrected settings open the store anew. A store that the administrator's policy refuses is
 never called. Without the keys that sign the records, nothing is read and nothing is decided.
 """
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 from math import inf
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.metadata import Owner, keys_name
@@ -40,7 +40,7 @@ T = TypeVar("T")
 MAX_CALLS: Final = 64
 """Reads and writes of stores under way at a time. The others wait."""
 CALL_SECONDS: Final = 20.0
-"""Deadline of one read or write. A request under way when it is over ends with its own timeout."""
+"""Deadline of one read or write, the wait for its turn included."""
 MIN_PAUSE_SECONDS, REST_SECONDS = 2.0, 30.0
 """Seconds between two reads. They double from the first to the second while nothing changes."""
 _THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
@@ -48,17 +48,32 @@ _THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
 _Settings = tuple[StoreConfig, RecordKeys]
 
 
-async def in_thread(work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
-    """Run ``work`` on a store. Raises what ``work`` raises, and :class:`StoreError` after about ``seconds``.
+class StoreCalls:
+    """Calls of one speculator's store, in threads and one at a time.
 
-    A request under way when the time is over ends with its connection's timeout.
+    A call that is abandoned keeps its thread until the next byte comes or the connection times out, and nothing else is
+    called before. So a store that sends a byte now and then holds one thread, and not for longer than the deadline.
     """
 
-    def bounded() -> T:
-        with total_deadline(seconds):
-            return work()
+    def __init__(self) -> None:
+        self._call: asyncio.Future[Any] | None = None
 
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, bounded)
+    async def run(self, work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+        """Run ``work`` in a thread. Raises what ``work`` raises, and :class:`StoreError` after ``seconds``."""
+        if self._call is not None and not self._call.done():
+            raise StoreError("an earlier call still waits for the store; check that the store answers")
+
+        def bounded() -> T:
+            with total_deadline(seconds):
+                return work()
+
+        call = self._call = asyncio.get_running_loop().run_in_executor(_THREADS, bounded)
+        call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(call)
+        except TimeoutError as error:
+            raise StoreError(f"no complete answer within {seconds:.0f} s; check that the store answers") from error
 
 
 class StoreAccess:
@@ -68,8 +83,9 @@ class StoreAccess:
         """``clock`` returns monotonic seconds."""
         self._secrets, self._policy, self._clock = secrets, policy, clock
         self._settings: _Settings | None = None
+        self.calls = StoreCalls()
         self.reader: StoreReader | None = None
-        """The open store; None until its settings were found."""
+        """The open store; None until its settings were found, and after a call that was abandoned."""
         self._view: StoreView | None = None
         """The last view. None: read the store now."""
         self._needs: StoreNeeds | None = None
@@ -114,8 +130,9 @@ class StoreAccess:
         reader = self.reader
         if reader is None:
             raise StoreError("the store is not open: it could not be read before")
-        view, self._view = self._view, None
-        await in_thread(lambda: reader.advance(channel))
+        view, self._view, self.reader = self._view, None, None
+        await self.calls.run(lambda: reader.advance(channel))
+        self.reader = reader
         if view is not None:
             self._view = replace(view, channel=channel)
 
@@ -130,14 +147,17 @@ class StoreAccess:
         return max(0.0, self._due_seconds - self._clock())
 
     async def _read(self, settings: _Settings, needs: StoreNeeds) -> StoreView:
-        def read() -> StoreView:
-            self.reader = self.reader or StoreReader(*settings)
-            return self.reader.read(needs)
+        known, self.reader = self.reader, None  # an abandoned call still uses it
+
+        def read() -> tuple[StoreReader, StoreView]:
+            reader = known or StoreReader(*settings)
+            return reader, reader.read(needs)
 
         try:
-            return await in_thread(read)
+            self.reader, view = await self.calls.run(read)
         except StoreError as error:
             return unreachable(error)
+        return view
 
     async def _find_settings(self, owner: Owner, spec: SpeculatorSpec) -> _Settings | StoreView:
         """How to read the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""

@@ -446,6 +446,9 @@ class FixedArms(Controller):
     def observe(self, outcome: Outcome) -> None:
         return
 
+    def round_parked(self, batch_size: int) -> None:
+        return
+
 
 def _arm(kind: str, steps: str) -> Arm:
     return OFF if kind == OFF.name else Arm(int(steps), drafts=kind != "lookup")

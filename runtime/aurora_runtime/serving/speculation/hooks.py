@@ -455,7 +455,8 @@ class WorkerHooks:
             )
         self._failed = True
         if self._control is None:
-            self._refuse(f"{place} failed with {type(error).__name__}")
+            with contextlib.suppress(OSError):  # a full disk
+                self._refuse(f"{place} failed with {type(error).__name__}")
         if self._control is None or self._control.ranks.is_single:
             self._hold()
 

@@ -102,6 +102,7 @@ class RoundReport:
 
     def state(self) -> SpeculationState:
         controller, rounds = self._controller, self._rounds.total()
+        speedup, saved_seconds = controller.speedup_over_off, controller.saved_seconds
         return SpeculationState(
             boot=self._boot,
             errors=self.errors,
@@ -109,8 +110,8 @@ class RoundReport:
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
             costs=tuple(controller.costs.cells()),
-            speedup_over_off=None if (speedup := controller.speedup_over_off) is None else min(speedup, MAX_SPEEDUP),
-            saved_time=self._saved_time.observe(time.monotonic(), controller.saved_seconds),
+            speedup_over_off=None if speedup is None else min(speedup, MAX_SPEEDUP),
+            saved_time=None if speedup is None else self._saved_time.observe(time.monotonic(), saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
         )
 

@@ -57,7 +57,7 @@ def restore(
 ) -> None:
     """The inverse of :func:`spans_state`: fill ``replay`` and ``held_out``, shard by shard in order of consumption."""
     spans = defaultdict[int, list[ShardSpan]](list)
-    for index, first, count in tensors[SPANS].tolist():
+    for index, first, count in tensors[SPANS][:, :3].tolist():
         spans[index].append(ShardSpan(consumed[index], first, count))
     held_out_shards = set(tensors[HELD_OUT].tolist())
     order = sorted(spans.keys() | held_out_shards)

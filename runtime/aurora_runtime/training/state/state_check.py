@@ -91,7 +91,9 @@ def _check_session(state: _CheckedState, lineage: Lineage) -> None:
 
 
 def _check_references(state: _CheckedState, shards: int) -> None:
-    spans = state.integers(SPANS, (None, 3))
+    spans = state.integers(SPANS, (None, None))
+    if spans.shape[1] not in (3, 4):  # a former release kept one more column
+        raise InvalidRecord(f"{SPANS} has {spans.shape[1]} columns")
     indices = [spans[:, 0], state.integers(HELD_OUT, (None,))]
     if MEASURABLE in state:  # a request's number may be any
         indices.append(state.typed(MEASURABLE, (None, 2), torch.int64)[:, 1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
+from aurora_operator.act import actor as actor_module
 from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.custom_resource import EventRecorder
 from aurora_operator.children.supporting_objects import services
@@ -55,13 +57,20 @@ class World(FakeApi):
 
     async def act(self, plan: Plan, status: SpeculatorStatus | None = None) -> ExecutionResult:
         """Execute ``plan``, made from an observation with ``status``."""
-        owner = owner_of(self.objects["AuroraSpeculator", OWNER.name])
-        seen = observed(owner=owner, status=status or SpeculatorStatus())
+        return await self.act_as(self.new_actor(), plan, status)
+
+    def new_actor(self) -> Actor:
         events = EventRecorder(lambda *_, reason, **__: self.calls.append(f"event {reason}"))
         agents: Any = self
+        return Actor(self, agents, events)
+
+    async def act_as(self, actor: Actor, plan: Plan, status: SpeculatorStatus | None = None) -> ExecutionResult:
+        """:meth:`act` of an actor that may have acted before."""
+        owner = owner_of(self.objects["AuroraSpeculator", OWNER.name])
+        seen = observed(owner=owner, status=status or SpeculatorStatus())
         store: Any = self
         children = {key: obj for key, obj in self.objects.items() if OWNER.owns(obj)}
-        return await Actor(self, agents, events).act(plan, Snapshot(seen, children, "token"), store)
+        return await actor.act(plan, Snapshot(seen, children, "token"), store)
 
 
 def swap(pod: str) -> Swap:
@@ -134,6 +143,17 @@ async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_ar
     assert outcome.name_taken == ("Secret chat-keys",)
     asked = [*ASKED[:3], *ASKED[4:]]
     assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *asked]
+
+
+async def test_a_pod_is_not_asked_for_the_same_swap_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swap that fails may have paused the engine."""
+    world, clock = World(), SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(actor_module, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    actor = world.new_actor()
+    later = Swap("a", "a", SwapRequest(version=0, digest=digest(0), epoch=5))
+    for clock.seconds, asked in ((0.0, swap("a")), (14.0, swap("a")), (14.0, later), (15.0, swap("a"))):
+        await world.act_as(actor, Plan(swaps=(asked,)))
+    assert world.writes == ["swap a"] * 3, "a new decision is told at once"
 
 
 async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:

@@ -14,6 +14,7 @@ from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SE
 from aurora_operator.children.metadata import COMMON_LABELS, FINALIZER, INFERENCE, Owner, selector
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store.store_access import StoreCalls
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.root_deletion import DeletionProgress
@@ -48,7 +49,7 @@ class Scene:
         monkeypatch.setattr(data_deletion, "RootDeletion", self._open)
         recorder = EventRecorder(lambda *_, reason, **__: self.events.append(reason))
         observer: Any = SimpleNamespace(
-            children=self._children, store=SimpleNamespace(config=self._config, reader=None)
+            children=self._children, store=SimpleNamespace(config=self._config, reader=None, calls=StoreCalls())
         )
         self.deletion = DataDeletion(self.api, observer, recorder)
         metadata = {"namespace": OWNER.namespace, "labels": LABELS, "ownerReferences": OURS}

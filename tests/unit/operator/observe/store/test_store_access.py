@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -14,8 +16,9 @@ from aurora_operator.children.metadata import keys_name
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store import store_access
-from aurora_operator.observe.store.store_access import StoreAccess
+from aurora_operator.observe.store.store_access import StoreAccess, StoreCalls
 from aurora_operator.observe.store.store_reader import StoreNeeds, store_needs
+from aurora_store.errors import StoreError
 from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 from tests.assets.signing import secret_data
@@ -142,6 +145,17 @@ async def test_a_write_and_a_fence_are_a_reason_to_read(schedule: Schedule) -> N
     schedule.access.read_everything_next()
     assert schedule.access.seconds_until_due() == 0
     assert await schedule.read_at(1) == [1]
+
+
+async def test_a_store_that_hangs_delays_an_observation_until_the_deadline_and_holds_one_thread() -> None:
+    ended, calls = threading.Event(), StoreCalls()
+    with pytest.raises(StoreError, match="no complete answer"):
+        await calls.run(lambda: ended.wait(10), seconds=0.1)
+    with pytest.raises(StoreError, match="an earlier call still waits"):
+        await calls.run(lambda: 1)
+    ended.set()
+    await asyncio.sleep(0.2)
+    assert await calls.run(lambda: 1) == 1
 
 
 async def test_a_secret_of_another_owner_holds_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

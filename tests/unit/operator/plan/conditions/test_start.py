@@ -99,11 +99,27 @@ def test_a_start_becomes_a_timeout_once_the_startup_probe_would_have_ended_the_e
     timeout = stalled(late, LIMIT + SECOND)
     assert (timeout.reason, timeout.message) == (
         "StartTimeout",
-        "No pod became ready within 65 minutes: 0 of 2 pods are ready",
+        "No pod has served for 65 minutes: 0 of 2 pods are ready",
     )
     assert told(late, LIMIT + SECOND) == [("StartTimeout", True)]
     known = replace(late, pods=(starting(**CRASH),))
     assert stalled(known, LIMIT + SECOND).reason == "StartFailed", "the cause is known"
+
+
+def test_pods_that_are_replaced_again_and_again_do_not_restart_the_clock() -> None:
+    """An evicted pod lasts for ten minutes, so no pod ever reaches the limit."""
+    step, world = timedelta(minutes=10), begun(starting())
+    for number in range(1, 7):
+        world = later(world, step * (number - 1), pods=(starting(f"chat-{number}", created=NOW + step * number),))
+    assert stalled(world, LIMIT).reason == "AsExpected"
+    assert stalled(replace(world, pods=()), LIMIT + SECOND).reason == "StartTimeout", "the next pod does not exist yet"
+
+
+def test_an_engine_that_served_and_starts_again_stalls_nothing() -> None:
+    """Its pod is old, and its restarts count for the pod's whole life."""
+    serving = later(later(begun(starting())), pods=observed().pods, deployment=observed().deployment)
+    again = starting(created=NOW - 9 * LIMIT, failing="sglang", crash="sglang ended with exit code 1", restarts=3)
+    assert stalled(later(serving, 9 * LIMIT, pods=(again,)), 9 * LIMIT).reason == "AsExpected"
 
 
 def test_a_start_after_zero_replicas_begins_anew() -> None:
@@ -157,17 +173,19 @@ PODS = st.builds(
 def test_a_start_ends_with_the_first_pod_that_serves_and_is_never_ready_before(
     changes: list[tuple[int, list[PodView]]],
 ) -> None:
-    """Over any changes of the pods. Pods that exist for longer than the limit, none of which serves, stall."""
-    world, served, after = observed(), False, LIMIT + SECOND
+    """Over any changes of the pods. A speculator of which no pod has served for longer than the limit stalls."""
+    world, served, clock, after = observed(), False, False, LIMIT
     for replicas, pods in changes:
+        after += LIMIT + SECOND
         deployment = WorkloadView(current=True, replicas=replicas, ready=0)
         world = replace(world, spec=spec(serving={"replicas": replicas}), pods=tuple(pods), deployment=deployment)
         serving = any(view.serves for view in pods)
         served = serving or (served and replicas > 0)
         assert written(world, after).starting is not served
         assert serving or replicas == 0 or ready(world, after) == "False"
-        if replicas > 0 and not serving and any(not view.terminating for view in pods):
+        if clock and not serving and replicas > 0:
             assert stalled(world, after).reason in ("StartFailed", "StartTimeout")
+        clock = replicas > 0 and not serving
         world = later(world, after)
 
 
