@@ -30,7 +30,7 @@ from aurora_operator.kubernetes_api import (
 from tests.rig.api_server import api_server
 from tests.rig.network_cut import tcp_proxy
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorRig
-from tests.unit.operator.worlds import made, observed
+from tests.unit.operator.worlds import channel, made, observed, root_owner, store
 
 Existing = dict[tuple[str, str], Object]
 KINDS = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
@@ -62,7 +62,8 @@ def _owner(rig: OperatorRig) -> Iterator[Owner]:
 
 
 def wanted(owner: Owner) -> tuple[Object, ...]:
-    return made(observed(owner=owner)).children
+    owned = replace(store(0), channel=channel(0, owner=root_owner(owner)))
+    return made(observed(owner=owner, store=owned)).children
 
 
 async def existing(api: KubernetesApi, owner: Owner) -> Existing:
