@@ -66,6 +66,15 @@ def test_an_engine_without_rounds_reports_nothing(tmp_path: Path) -> None:
     assert (state.rounds_by_arm, state.exploring_share, state.draft.rounds) == ({}, 0, 0)
 
 
+def test_fixed_arms_estimate_nothing_so_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
+    arms = FixedArms(["off"])
+    report = RoundReport(PodFolder(tmp_path), "boot", arms, longest=5)
+    for _ in range(3):
+        arms.round_parked(1)
+        state = report.state()
+        assert (state.speedup_over_off, state.saved_time) == (None, None)
+
+
 def after(*observations: tuple[float, float]) -> tuple[float, float]:
     """Share and observed seconds after observations of (seconds, total saved seconds)."""
     average = SavedTimeAverage()

@@ -120,12 +120,14 @@ def test_a_state_that_is_only_stored_again_is_restored(rig: TrainerRig) -> None:
 
 
 def test_a_state_that_an_earlier_version_stored_is_restored(rig: TrainerRig) -> None:
-    """It has no average, and does not count requests."""
+    """It has no average, does not count requests, and has one more column for spans."""
     rig.trainer(Traffic(rig.registry, 3)).run()
 
     def remove(_: dict[str, Any], tensors: Tensors) -> None:
         for name in [name for name in tensors if name.startswith("ema_") or name == replay_restore.MEASURABLE]:
             del tensors[name]
+        spans = tensors[replay_restore.SPANS]
+        tensors[replay_restore.SPANS] = torch.cat([spans, spans[:, :1]], dim=1)
 
     before = rewrite(rig, remove)
     assert rig.trainer(Traffic(rig.registry, 0)).learning.session.steps > before.step
