@@ -3,7 +3,7 @@
 Invariants:
 
 - The pod template holds only what serving depends on, so changes of other parts of the spec never restart a pod.
-- The template comes from the caller, because pods may keep the template of an earlier version of the operator.
+- The caller of :func:`deployment` chooses the template, because pods may keep that of an earlier operator for a while.
 - A pod leaves the Service before its engine stops. The engine alone decides whether its pod is ready: the agent has no
   probe, and its container does not end when the agent crashes.
 - Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts.

@@ -180,7 +180,7 @@ def _reconciling(stalled: ConditionContent, serving: ConditionContent) -> Condit
 def _stalled(
     observed: Observed, status: SpeculatorStatus, serving: ConditionContent, now: datetime
 ) -> ConditionContent | None:
-    """What a person must mend; None when nothing does not get on by itself."""
+    """What a person must mend. None: everything gets on by itself."""
     store = observed.store
     if observed.spec_fault:
         return _invalid_spec(observed.spec_fault)

@@ -146,7 +146,7 @@ def stop(facts: RolloutFacts, judgement: Judgement) -> Step:
 def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Begin the roll. No pod is asked yet: the decision is stored first."""
     world = facts.world
-    judged, total = world.policy.analysis.consecutive_success_limit > 0, len(world.pods)
+    has_judge, total = world.policy.analysis.consecutive_success_limit > 0, len(world.pods)
     started = Roll(
         phase=RolloutPhase.JUDGING,
         epoch=facts.roll.epoch + 1,
@@ -154,7 +154,7 @@ def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
         total=total,
         started=world.now,
         progressed=world.now,
-        analysis=AnalysisState(serving_digest=world.serving_digest) if judged else None,
+        analysis=AnalysisState(serving_digest=world.serving_digest) if has_judge else None,
         message=f"canary on {canary_pods(facts)} of {total} pods",
     )
     return Step(started, event="RolloutStarted")
