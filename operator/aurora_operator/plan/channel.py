@@ -44,8 +44,8 @@ from aurora_store.root_ownership import owned_text, owner_text
 
 @dataclass(frozen=True)
 class UsableStore:
-    """What planning may use of the store, and the record that takes the root over. Before it is written, nothing else
-    is planned."""
+    """The part of the store that planning may use. A root that has to be taken over comes first: ``takeover`` is the
+    whole plan then."""
 
     view: StoreView
     takeover: Channel | None = None

@@ -364,9 +364,9 @@ def starts(observed: Observed) -> bool:
 
 
 def _start_fault(observed: Observed, waits_for: str, now: datetime) -> ConditionContent | None:
-    """What a person must mend before a pod can serve; None while one serves, or may still come up.
+    """Why no pod serves, where a person must mend it. None while a pod serves, or may still come up.
 
-    Only the newest pod fails a start, so a corrected template gets a new chance at once.
+    Only the newest pod fails a start: the pods before it may have a template that was corrected since.
 
     Args:
         waits_for: the message of ServingReady, which says what the pods wait for.
