@@ -140,6 +140,8 @@ class Controller:
         self._lookup = [SurvivalRates(self._most_steps, prior) for prior in MATCH_PRIORS]
         self._lookup_odds, self._draft_odds = RequestOdds(), RequestOdds()
         self._draft: Draft | None = Draft(self._most_steps)
+        self._drafts: dict[str, Draft] = {}
+        """The last two drafts that served, by version."""
         self.costs = CostTable()
         self.saved_seconds = 0.0
         """Time that speculation saved since the start, by the same estimate as :attr:`speedup_over_off`."""
@@ -240,9 +242,18 @@ class Controller:
         self._compare_with_off(off, off)
 
     def draft_serves(self, version: str | None) -> None:
-        """The draft ``version`` serves from now on. What requests had from another draft says nothing about it."""
+        """The draft ``version`` serves from now on. What requests had from another draft says nothing about it.
+
+        What was learned of the draft before counts again: the gate lets two drafts serve by turns.
+        """
         self._draft_odds = RequestOdds()
-        self._draft = None if version is None else Draft(self._most_steps)
+        self._draft = None
+        if version is not None:
+            known = version in self._drafts
+            self._draft = self._drafts.pop(version) if known else Draft(self._most_steps)
+            self._drafts[version] = self._draft
+            if len(self._drafts) > 2:
+                del self._drafts[next(iter(self._drafts))]
         self._prefills = PROBE_PREFILLS
 
     def request_ended(self, rid: str) -> None:

@@ -75,6 +75,18 @@ def test_a_draft_that_is_not_run_is_never_prefilled_and_another_version_is_tried
     assert any(d.arm.drafts for d in play(c, NO_MATCH, 64, draft=5))
 
 
+def test_a_draft_that_serves_again_is_known() -> None:
+    """The gate lets two drafts serve by turns, for some dozens of rounds each."""
+    c = Controller(ARMS)
+    c.draft_serves("1")
+    play(c, NO_MATCH, 200, draft=5)
+    for _ in range(3):
+        c.draft_serves("2")
+        play(c, NO_MATCH, 100)
+        c.draft_serves("1")
+        assert all(d.arm.drafts for d in play(c, NO_MATCH, 8, draft=5))
+
+
 def test_a_draft_without_an_accepted_token_is_never_chosen_although_off_seems_dear() -> None:
     """The first times of off are three times too long, so that the draft seems to cost no more than off."""
     c, drafting = Controller(ARMS), 0
