@@ -225,18 +225,22 @@ async def test_an_agent_that_does_not_listen_is_unreachable() -> None:
 async def test_the_wait_for_a_turn_does_not_count_as_the_agents_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    under_way = most = 0
+    paths: list[str] = []
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def answer(request: web.Request) -> web.Response:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.1)
-        under_way -= 1
+        paths.append(request.path)
+        if request.path.endswith("/trial"):
+            begun.set()
+            await release.wait()
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(agent_client, "MAX_CALLS", 2)
-    agents = await serve(answer, call_seconds=0.5)
-    answers = await asyncio.gather(*(agents.state("127.0.0.1", "secret") for _ in range(16)))
-    assert len(answers) == 16, "the last one waited longer than an agent may take"
-    assert most == 2
+    monkeypatch.setattr(agent_client, "MAX_CALLS", 1)
+    agents = await serve(answer, call_seconds=2)
+    trial = asyncio.create_task(agents.trial("127.0.0.1", "secret", TRIAL))
+    await begun.wait()
+    waits = asyncio.create_task(agents.state("127.0.0.1", "secret"))
+    await asyncio.sleep(2.5)
+    assert len(paths) == 1, "no call begins before it has a turn"
+    release.set()
+    assert await waits == await trial, "it waited longer than an agent may take, and was answered"
