@@ -23,7 +23,15 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.serving import Strategy
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, Owner, child, keys_name, selector
+from aurora_operator.children.metadata import (
+    AGENT_CONTAINER,
+    ENGINE_CONTAINER,
+    INFERENCE,
+    Owner,
+    child,
+    keys_name,
+    selector,
+)
 from aurora_operator.children.pod_template import (
     container,
     container_named,
@@ -263,7 +271,7 @@ def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Ob
 
 def _agent_container(config: OperatorConfig, env: list[Object]) -> Object:
     return container(
-        "agent",
+        AGENT_CONTAINER,
         config.agent_image,
         [SUPERVISOR_MODULE, "serve"],
         env,

@@ -7,7 +7,7 @@ text.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from aurora_operator.children.inference_deployment import (
@@ -16,7 +16,9 @@ from aurora_operator.children.inference_deployment import (
     TEMPLATE_ANNOTATION,
 )
 from aurora_operator.children.metadata import (
+    AGENT_CONTAINER,
     ATTEMPT_LABEL,
+    ENGINE_CONTAINER,
     JOB_LABEL,
     VERSION_LABEL,
 )
@@ -24,12 +26,6 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 from aurora_store.errors import bounded_text
 
-SAME_START_TOLERANCE = timedelta(seconds=30)
-"""Containers that start within this time started together.
-
-A node that comes back starts a pod's containers within this time. An engine that crashes alone takes longer than this
-to load its model before it can crash.
-"""
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
 MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
@@ -64,7 +60,7 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         failing=failing.get("name", ""),
         crash=_crash_text(pod, failing, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
-        started_together=_started_together(status.get("containerStatuses") or ()),
+        lone_restarts=_lone_restarts(status.get("containerStatuses") or ()),
         created=_time(pod["metadata"].get("creationTimestamp")),
         restarts=max((c.get("restartCount", 0) for c in containers), default=0),
     )
@@ -173,10 +169,16 @@ def _time_or_none(text: str) -> datetime | None:
     return time if time.tzinfo is not None else None
 
 
-def _started_together(containers: Iterable[Object]) -> bool:
-    started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
-    times = [datetime.fromisoformat(at) for at in started if at]
-    return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
+def _lone_restarts(containers: Iterable[Object]) -> int | None:
+    """How much more often the engine was restarted than its agent.
+
+    None while either is about to start: a node that comes back starts one after the other.
+    """
+    settled = (c for c in containers if _state(c, "running") or _reason_to_wait(c) == "CrashLoopBackOff")
+    counts: dict[str, int] = {c["name"]: c.get("restartCount", 0) for c in settled}
+    if not counts.keys() >= {ENGINE_CONTAINER, AGENT_CONTAINER}:
+        return None
+    return counts[ENGINE_CONTAINER] - counts[AGENT_CONTAINER]
 
 
 def _waiting_reason(pod: Object) -> str:

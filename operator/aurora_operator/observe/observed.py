@@ -19,9 +19,6 @@ from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Reg
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.training_records import TrainerStatus
 
-CRASH_LOOP = "CrashLoopBackOff"
-"""Kubernetes' reason why a container waits that ended again and again."""
-
 
 @dataclass(frozen=True)
 class PodView:
@@ -41,8 +38,9 @@ class PodView:
     """How that container ended last, such as ``sglang ended with exit code 137, OOMKilled``."""
     scheduler_message: str = ""
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
-    started_together: bool = False
-    """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
+    lone_restarts: int | None = None
+    """How much more often Kubernetes restarted the engine than its agent. It grows when the engine ends alone, and not
+    when the whole pod restarts. None: unknown for now."""
     created: datetime | None = None
     restarts: int = 0
     """How often Kubernetes restarted a container of the pod: the most of all its containers."""

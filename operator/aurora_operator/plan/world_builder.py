@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from aurora_operator.children.inference_deployment import START_LIMIT, choice_digest
-from aurora_operator.children.metadata import ENGINE_CONTAINER
-from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
+from aurora_operator.children.inference_deployment import choice_digest
+from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
@@ -29,8 +28,7 @@ def rollout_pod(view: PodView) -> Pod:
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
-        started_together=view.started_together,
-        crash_loops=view.failing == ENGINE_CONTAINER and view.waiting == CRASH_LOOP,
+        lone_restarts=view.lone_restarts,
         counters=agent.live if agent else LiveCounters(),
     )
 
@@ -60,7 +58,6 @@ def world_of(
         channel_message=channel.message,
         epoch=channel.epoch,
         pods=tuple(pod for pod in pods if pod.name not in absent),
-        start_limit=START_LIMIT,
         serving_digest=choice_digest(observed.owner, observed.spec),
         policy=RolloutPolicy.of(observed.spec.rollout),
         paused=_pause_reason(observed),

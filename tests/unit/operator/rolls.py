@@ -28,7 +28,13 @@ JUDGED: dict[str, Any] = {
 
 def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
     ready = more.get("ready", True)
-    known = {"ready": ready, "kubernetes_ready": ready, "version": version, "checksum": f"sum-{version}"}
+    known = {
+        "ready": ready,
+        "kubernetes_ready": ready,
+        "version": version,
+        "checksum": f"sum-{version}",
+        "lone_restarts": 0,
+    }
     return Pod(name, **{**known, **more})
 
 
@@ -70,10 +76,10 @@ def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str
 BASELINE = counters(1000, 2.0)
 
 
-def canary(engine_boots: dict[str, str] | None = None, **more: Any) -> Roll:
+def canary(lone_restarts: dict[str, int] | None = None, **more: Any) -> Roll:
     """The canary has its draft; its window begins now."""
     state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, **more})
-    return rolling(RolloutPhase.JUDGING, analysis=state, engine_boots=engine_boots or {}, updated=1)
+    return rolling(RolloutPhase.JUDGING, analysis=state, lone_restarts=lone_restarts or {}, updated=1)
 
 
 def watching(**more: Any) -> Roll:

@@ -28,7 +28,7 @@ REFUSED = "shapes differ"
 
 @dataclass
 class ServicePod:
-    """One pod. ``boot`` counts its engine's starts."""
+    """One pod. ``boot`` counts its engine's starts, and ``lone_restarts`` those without its agent."""
 
     name: str
     version: int = 0
@@ -40,15 +40,11 @@ class ServicePod:
     """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
     starts: bool = False
     """The pod is new, and ready at the reconcile after the next one."""
-    started_together: bool = False
-    """The engine started together with its agent."""
-    crash_loops: bool = False
-    """Kubernetes delays the next start, because the engine ended again and again."""
+    lone_restarts: int = 0
 
     def view(self) -> Pod:
         if not self.ready:
-            together = self.started_together
-            return Pod(self.name, ready=False, crash_loops=self.crash_loops, started_together=together)
+            return Pod(self.name, ready=False, lone_restarts=self.lone_restarts)
         return Pod(
             self.name,
             ready=True,
@@ -58,22 +54,18 @@ class ServicePod:
             swap=self.swap,
             boot=str(self.boot),
             counters=self.counters,
-            started_together=self.started_together,
+            lone_restarts=self.lone_restarts,
         )
 
-    def crash(self) -> None:
+    def crash(self, *, with_agent: bool = False) -> None:
         """The engine ends, and the next one starts at once with the same version."""
         self.boot, self.counters = self.boot + 1, LiveCounters()
-
-    def crash_again_and_again(self) -> None:
-        """No engine comes up, and Kubernetes delays the next start."""
-        self.reload()
-        self.crash_loops = True
+        self.lone_restarts += not with_agent
 
     def reload(self, *, with_agent: bool = False) -> None:
         """The engine ends, and the next one loads its model."""
-        self.crash()
-        self.ready, self.started_together = False, with_agent
+        self.crash(with_agent=with_agent)
+        self.ready = False
 
 
 class Service:
@@ -83,8 +75,6 @@ class Service:
         self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
         self.policy = RolloutPolicy.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
         self.now, self.roll = NOW, Roll()
-        self.start_limit = timedelta(0)
-        """How long an engine may take to load its model."""
         self.active, self.epoch = 0, 1
         self.previous: int | None = None
         self.channel_reason = ChannelReason.INITIAL
@@ -121,7 +111,6 @@ class Service:
             pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
             policy=self.policy,
             paused=PAUSED if self.policy.paused else "",
-            start_limit=self.start_limit,
             next_version=next_version,
             promotable=frozenset() if next_version is None else frozenset({next_version}),
             observation_gap=self.restarted,

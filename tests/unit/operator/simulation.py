@@ -187,9 +187,16 @@ class SimulatedPod:
         if not self.scheduled:
             return PodView(self.name, waiting="Unschedulable", scheduler_message="no node has room")
         if self.lost:
-            return PodView(self.name, ip="10.0.0.9", scheduled=True)
+            return PodView(self.name, ip="10.0.0.9", scheduled=True, lone_restarts=self.boot)
         state = None if self.silent else self._state()
-        return PodView(self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state)
+        return PodView(
+            self.name,
+            ip=f"10.0.0.{self.name[-2:]}",
+            ready=self.serves,
+            scheduled=True,
+            agent=state,
+            lone_restarts=self.boot,
+        )
 
     def _state(self) -> AgentState:
         reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "live": self.live}

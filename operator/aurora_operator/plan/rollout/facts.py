@@ -1,7 +1,7 @@
 """Everything that one reconcile derives from the world and the roll, computed once. Pure.
 
-:func:`facts_of` brings the stored roll up to what the world says, counts crashed engines, runs the clocks of pods that
-are away, and judges the present window of live traffic. ``judgement`` and ``machine`` compute none of this again.
+:func:`facts_of` brings the stored roll up to what the world says, counts crashed engines, and judges the present window
+of live traffic. ``judgement`` and ``machine`` compute none of this again.
 
 Invariants:
 
@@ -10,10 +10,7 @@ Invariants:
   full afterwards. Pods that no longer exist are dropped.
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent says more about the machine.
-- A pod is *missing* when it had the version, or was asked to take it, and Kubernetes does not call it ready. Its engine
-  may only load its model again after one crash, which may take an hour. So each pod has a clock of its own, which also
-  runs while the roll is held: the missing pods may be what holds the roll. The clock does not run during a pause.
-  Whether the pod's node is at fault is not asked: Kubernetes deletes the pods of a lost node long before.
+  An engine that hangs ends too: its probes restart it.
 """
 
 from __future__ import annotations
@@ -55,10 +52,8 @@ class RolloutFacts:
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
-    late: str
-    """Which pod did not become ready with the roll's version in its time; empty when none."""
     no_progress: bool
-    """The roll made no progress for longer than the deadline, and no pod is missing."""
+    """The roll is under way, and made no progress for longer than the deadline."""
     starved: bool
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
@@ -73,7 +68,7 @@ class RolloutFacts:
 
 def facts_of(world: World, stored: Roll) -> RolloutFacts:
     """The facts of this reconcile."""
-    roll = with_absences(world, _with_crashes_counted(world, _restored(world, stored)))
+    roll = _with_crashes_counted(world, _restored(world, stored))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
     roll = roll.model_copy(update={"analysis": _judged(world, roll)})
@@ -87,12 +82,11 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         third_version_pods=tuple(
             pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
         ),
-        uncertain_pods=sum(pod.name in roll.engine_boots and not pod.ready for pod in pods),
+        uncertain_pods=sum(pod.name in roll.lone_restarts and not pod.ready for pod in pods),
         all_updated=_all_serve(pods, version),
         settled=_all_serve(pods, world.active) and sum(pod.ready for pod in pods) >= min(2, len(pods)),
         too_many_not_ready=too_many_not_ready,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
-        late=_late(world, roll),
         no_progress=_no_progress(world, roll),
         starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
@@ -136,7 +130,6 @@ def _restored(world: World, roll: Roll) -> Roll:
         windows = [window for window in state.windows if window.name in names]
         window_begins = None if begins is None else min(begins, latest)
         update["analysis"] = state.model_copy(update={"window_begins": window_begins, "windows": windows})
-    update["engine_boots"] = {name: boot for name, boot in roll.engine_boots.items() if name in names}
     return roll.model_copy(update=update)
 
 
@@ -147,59 +140,25 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it."""
     if roll.phase is RolloutPhase.IDLE:
         return roll
-    boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
-    crashed = {name for name, boot in roll.engine_boots.items() if boots.get(name, boot) != boot}
-    alone = crashed - {pod.name for pod in world.pods if pod.started_together}
-    kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
-    serving = {pod.name: pod.boot for pod in confirmed(world.pods, roll.version)}
-    crashes = roll.engine_crashes + (0 if world.observation_gap else len(alone))
-    return roll.model_copy(update={"engine_boots": kept | serving, "engine_crashes": crashes})
-
-
-# pods that are away --------------------------------------------------------------------------------------------------
-
-
-def with_absences(world: World, roll: Roll) -> Roll:
-    """``roll`` with the clocks of the pods that are missing.
-
-    When a missing pod is back or gone, the roll's own deadline begins again: the roll could not go on meanwhile.
-    """
-    if roll.phase is RolloutPhase.IDLE or roll.paused:
-        return roll.model_copy(update={"missing_since": {}})
-    away = [pod.name for pod in world.pods if not pod.kubernetes_ready]
-    known = {} if world.observation_gap else roll.missing_since
-    missing = {name: known.get(name, world.now) for name in away if name in roll.engine_boots}
-    update: dict[str, Any] = {"missing_since": missing}
-    if roll.under_way and roll.missing_since.keys() - set(away):
-        update["progressed"] = None
-    return roll.model_copy(update=update)
-
-
-def return_limit(world: World, name: str) -> timedelta:
-    """How long the pod may be missing with the version.
-
-    An engine may take as long to load its model as its startup probe allows. One that ends again and again gets the
-    progress deadline only.
-    """
-    crash_loops = any(pod.crash_loops for pod in world.pods if pod.name == name)
-    return _deadline(world) if crash_loops else max(_deadline(world), world.start_limit)
-
-
-def _late(world: World, roll: Roll) -> str:
-    for name, since in sorted(roll.missing_since.items()):
-        limit = return_limit(world, name)
-        if world.now - since > limit:
-            return f"pod {name} did not come back with version {roll.version} for {limit.total_seconds():.0f} s"
-    return ""
+    before, kept = roll.lone_restarts, {}
+    crashes = roll.engine_crashes
+    for pod in world.pods:
+        count = before.get(pod.name) if pod.lone_restarts is None else pod.lone_restarts
+        if count is None:
+            continue
+        if pod.name in before and not world.observation_gap:
+            crashes += max(count - before[pod.name], 0)
+        is_back = pod.ready and pod.version != roll.version and not pod.swapping
+        if pod.confirms(roll.version) or (pod.name in before and not is_back):
+            kept[pod.name] = count
+    return roll.model_copy(update={"lone_restarts": kept, "engine_crashes": crashes})
 
 
 # progress and traffic ------------------------------------------------------------------------------------------------
 
 
 def _no_progress(world: World, roll: Roll) -> bool:
-    if roll.progressed is None or roll.missing_since:
-        return False
-    return world.now - roll.progressed > _deadline(world)
+    return roll.under_way and roll.progressed is not None and world.now - roll.progressed > _deadline(world)
 
 
 def _starved(world: World, roll: Roll) -> bool:

@@ -4,11 +4,10 @@ First the roll adopts what the channel says already, and then come pins. Each ph
 failures that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the
 canary waits until there is traffic, or until a person pins or aborts the version.
 
-Invariants: a version is rejected when engines crash while serving it, or when a pod loads it and does not become ready
-in time. This holds even when live analysis is off; otherwise the version would be
-offered again and crash engines forever. Time alone never rejects a version. The version is not blamed for an agent that
-does not answer while its pod is up, for engines that restart together with their agents, or for a store that does not
-hand the draft out.
+Invariants: a version is rejected when more engines crash with it than are tolerated, or when its roll makes no progress
+after a crash. This holds even when live analysis is off; otherwise the version would be offered again and crash engines
+forever. Time alone never rejects a version. The version is not blamed for an agent that does not answer while its pod
+is up, for engines that restart together with their agents, or for a store that does not hand the draft out.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ def _watch(facts: RolloutFacts) -> Judgement:
         return Keep()
     if lost := _lost_engines(facts):
         return lost
-    if facts.watch_over and not facts.roll.missing_since:
+    if facts.watch_over:
         return Keep()
     return _bad_traffic(facts) or Watch()
 
@@ -193,11 +192,18 @@ def _failed_swap(facts: RolloutFacts) -> str:
 
 
 def _lost_engines(facts: RolloutFacts) -> Reject | None:
-    """A rejection when more engines crashed with the version than the policy tolerates, or one did not come back."""
-    count = facts.roll.engine_crashes
+    """A rejection when more engines crashed with the version than the policy tolerates, or the roll stands still since.
+
+    A roll that ended without blame after a crash would begin again, and crash the same engine again.
+    """
+    count, crashed = facts.roll.engine_crashes, f"crashed while serving version {facts.version}"
     if count > facts.world.policy.analysis.failure_limit:
-        return Reject(f"{count} engines crashed while serving version {facts.version}")
-    return Reject(facts.late) if facts.late else None
+        return Reject(f"{count} engines {crashed}")
+    return Reject(f"an engine {crashed}, and {_no_progress(facts)}") if count and facts.no_progress else None
+
+
+def _no_progress(facts: RolloutFacts) -> str:
+    return f"the roll made no progress for {facts.world.policy.progress_deadline_seconds} s"
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
@@ -221,7 +227,7 @@ def _stop(facts: RolloutFacts) -> Stop | None:
         ),
         (roll.state_lost, "status.operatorState was lost, so the version cannot be judged"),
         (not world.pods, "no pod serves or starts any longer"),
-        (facts.no_progress, f"the roll made no progress for {world.policy.progress_deadline_seconds} s"),
+        (facts.no_progress, _no_progress(facts)),
         (settings_changed and roll.phase is RolloutPhase.JUDGING, "the serving settings were changed"),
         (
             newest > version and facts.starved,

@@ -176,8 +176,7 @@ def pause(facts: RolloutFacts, judgement: Judgement) -> Step:
 def wait(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Ask no pod. The roll's deadline starts again in full afterwards.
 
-    The clocks of missing pods run on. Else a version that keeps several engines down would hold its own roll forever.
-    The deadline runs on too while only agents do not answer: nobody knows when they will.
+    The deadline runs on while only agents do not answer: nobody knows when they will.
     """
     world = facts.world
     unready = sum(not pod.kubernetes_ready for pod in world.pods)
@@ -211,12 +210,12 @@ def pass_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 
 def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str = "") -> Step:
-    """Ask pods for the version, and record their engine starts.
+    """Ask pods for the version, and record how often their engines were restarted.
 
     An engine that crashes before the next reconcile therefore counts as crashed.
     """
-    boots = {pod.name: pod.boot for pod in facts.world.pods if pod.name in swaps}
-    return Step(with_fields(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
+    asked = {p.name: p.lone_restarts for p in facts.world.pods if p.name in swaps and p.lone_restarts is not None}
+    return Step(with_fields(roll, lone_restarts=roll.lone_restarts | asked), swaps=swaps, event=event)
 
 
 # the other pods, and the watch ---------------------------------------------------------------------------------------

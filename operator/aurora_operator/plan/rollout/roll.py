@@ -50,10 +50,9 @@ class OperatorState(Model):
 
     promoted: bool = False
     """The roll's version became the active one, and is still watched."""
-    engine_boots: dict[str, str] = Field(default_factory=dict)
-    """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
-    missing_since: dict[str, Timestamp] = Field(default_factory=dict)
-    """Pod -> since when its clock runs because the pod had the version and is away (``facts.with_absences``)."""
+    lone_restarts: dict[str, int] = Field(default_factory=dict)
+    """Pod -> :attr:`Pod.lone_restarts`, for every pod that has the version or was asked to take it, until it is back
+    with another one. A higher count means a crash."""
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
     analysis: AnalysisState | None = None

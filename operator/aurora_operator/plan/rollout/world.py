@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Self
 
 from pydantic import Field
@@ -77,10 +77,8 @@ class Pod:
     swap: SwapStatus = field(default_factory=SwapStatus)
     boot: str = ""
     """Random id of this engine start."""
-    started_together: bool = False
-    """The engine started together with its agent, so the engine before did not crash alone."""
-    crash_loops: bool = False
-    """The engine's container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
+    lone_restarts: int | None = None
+    """How much more often the engine was restarted than its agent; None: unknown for now."""
     counters: LiveCounters = field(default_factory=LiveCounters)
 
     @property
@@ -104,8 +102,6 @@ class World:
     pods: tuple[Pod, ...]
     """The pods that serve or start. Left out are lent ones, and those that wait for a node."""
     policy: RolloutPolicy
-    start_limit: timedelta = timedelta(0)
-    """How long a pod may take to become ready."""
     previous: int | None = None
     """The channel's previous version."""
     rejected: frozenset[int] = frozenset()

@@ -12,30 +12,34 @@ from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import PodView, WorkloadView
 from tests.unit.operator.worlds import NOW
 
-
-def container(name: str, started: str | None) -> dict[str, Any]:
-    return {"name": name, "state": {"running": {"startedAt": started}} if started else {"waiting": {"reason": "x"}}}
+RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:00:05Z"}}
+STARTING: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
+LOOPS: dict[str, Any] = {"waiting": {"reason": "CrashLoopBackOff"}}
+ENDED: dict[str, Any] = {"terminated": {"exitCode": 137}}
 
 
 @pytest.mark.parametrize(
-    ("engine", "agent", "together"),
+    ("engine", "agent", "expected"),
     [
-        ("2026-01-01T00:00:12Z", "2026-01-01T00:00:05Z", True),
-        ("2026-01-01T00:09:00Z", "2026-01-01T00:00:05Z", False),
-        ("2026-01-01T00:00:05Z", "2026-01-01T00:09:00Z", False),
-        (None, "2026-01-01T00:00:05Z", False),
-        (None, None, False),
+        ((RUNNING, 3), (RUNNING, 1), 2),
+        ((LOOPS, 3), (RUNNING, 1), 2),
+        ((RUNNING, 1), (LOOPS, 4), -3),
+        ((ENDED, 3), (RUNNING, 1), None),
+        ((RUNNING, 1), (ENDED, 0), None),
+        ((STARTING, 0), (STARTING, 0), None),
     ],
-    ids=["a node that came back", "the engine ended", "the agent ended", "the engine does not run", "nothing runs"],
-)
-def test_containers_that_started_together_are_distinguished_from_an_engine_that_crashed_alone(
-    engine: str | None, agent: str | None, together: bool
+    ids=["the engine was restarted", "it ends again and again", "the agent does", "the engine ends now",
+         "a node that comes back", "a new pod"],
+)  # fmt: skip
+def test_restarts_of_the_engine_alone_are_told_from_those_of_the_whole_pod(
+    engine: tuple[dict[str, Any], int], agent: tuple[dict[str, Any], int], expected: int | None
 ) -> None:
-    statuses = [container("sglang", engine), container("agent", agent)]
+    pair = (("sglang", *engine), ("agent", *agent))
+    statuses = [{"name": name, "state": state, "restartCount": count} for name, state, count in pair]
     found = kubernetes_views.pod_view(
         {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": statuses}}
     )
-    assert found.started_together is together
+    assert found.lone_restarts == expected
 
 
 def test_a_paused_deployment_is_seen_with_its_last_progress() -> None:
@@ -44,10 +48,6 @@ def test_a_paused_deployment_is_seen_with_its_last_progress() -> None:
     deployed = kubernetes_views.deployed_template(live)
     assert deployed is not None
     assert (deployed.progressed, deployed.failure) == (NOW, "")
-
-
-def test_a_pod_without_containers_did_not_start_together() -> None:
-    assert not kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,6 @@ def test_a_job_has_failed_although_its_pod_does_not_end() -> None:
 
 
 ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a prompt"}}
-STARTED = "2026-01-01T00:00:00Z"
-RUNNING = {"running": {"startedAt": STARTED}}
 OOM = "c ended with exit code 137, OOMKilled (its node has no more memory)"
 NOTHING = ("", "", "")
 

@@ -59,9 +59,6 @@ ANALYSES = st.builds(
 )
 
 
-CLOCKS = st.dictionaries(st.sampled_from(["chat-a", "chat-b", "gone"]), TIMES)
-
-
 @st.composite
 def pods(draw: st.DrawFn, name: str) -> PodView:
     version = draw(VERSIONS)
@@ -81,7 +78,7 @@ def pods(draw: st.DrawFn, name: str) -> PodView:
         ready=draw(st.booleans()),
         terminating=draw(st.booleans()),
         ip=draw(st.sampled_from(["10.0.0.1", ""])),
-        started_together=draw(st.booleans()),
+        lone_restarts=draw(st.none() | st.integers(-1, 2)),
     )
 
 
@@ -144,9 +141,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             promoted=st.booleans(),
             started=st.none() | TIMES,
             progressed=st.none() | TIMES,
-            engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
+            lone_restarts=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.integers(-1, 1)),
             engine_crashes=st.integers(0, 2),
-            **dict.fromkeys(("missing_since", "asked"), CLOCKS),
             analysis=st.none() | ANALYSES,
         )
     )

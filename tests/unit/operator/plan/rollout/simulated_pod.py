@@ -9,8 +9,8 @@ from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from tests.unit.operator.counters import counters
 
 REQUESTS_PER_TICK = 50
-REASONS_AWAY = ("", "loop", "node", "reboot")
-"""Why a pod stays away: its engine loads, or ends again and again, or its node is lost or restarts."""
+REASONS_AWAY = ("", "node", "reboot")
+"""Why a pod stays away: its engine loads, or its node is lost or restarts."""
 
 
 @dataclass
@@ -32,10 +32,8 @@ class SimulatedPod:
     slow: bool = False
     node_lost: bool = False
     """Kubernetes and the operator cannot reach the pod, whatever its engine does."""
-    crash_loops: bool = False
-    """While the pod is not up, its engine ends again and again."""
-    with_agent: bool = False
-    """The engine was restarted last together with its agent."""
+    lone_restarts: int = 0
+    """How often the engine was restarted without its agent."""
     failed_to_return: bool = False
     """The pod could not load the active version when it was asked last."""
     boot: int = 0
@@ -50,7 +48,7 @@ class SimulatedPod:
 
     def crash(self, version: int | None, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
-        self.with_agent, self.crash_loops = with_agent, False
+        self.lone_restarts += not with_agent
         self.late &= self.phase is not SwapPhase.SWAPPING
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
         self.boot, self.live = self.boot + 1, LiveCounters()
@@ -69,19 +67,17 @@ class SimulatedPod:
 
     def view(self) -> Pod:
         if self.node_lost:
-            return Pod(self.name, ready=False, started_together=self.with_agent)
+            return Pod(self.name, ready=False, lone_restarts=self.lone_restarts)
         if not self.reachable:
             return Pod(
                 self.name,
                 ready=False,
-                crash_loops=self.crash_loops and not self.ready,
                 kubernetes_ready=self.ready,
-                started_together=self.with_agent,
+                lone_restarts=self.lone_restarts,
             )
         return Pod(
             self.name,
             ready=self.ready,
-            crash_loops=self.crash_loops and not self.ready,
             kubernetes_ready=self.ready,
             version=self.version,
             checksum=None if self.version is None else f"{self.version}{self.salt}",
@@ -94,5 +90,5 @@ class SimulatedPod:
             ),
             boot=str(self.boot),
             counters=self.live,
-            started_together=self.with_agent,
+            lone_restarts=self.lone_restarts,
         )

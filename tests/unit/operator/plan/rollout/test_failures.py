@@ -28,6 +28,9 @@ from tests.unit.operator.rolls import (
     watching,
     world,
 )
+from tests.unit.operator.service import Service
+
+# engines that crash --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
@@ -36,65 +39,93 @@ def test_a_version_whose_engines_crash_is_rejected(phase: RolloutPhase, judged: 
     """Otherwise a version that is not judged would crash engines, stop without blame and start again, forever."""
     policy: dict[str, Any] = {"analysis": JUDGED if judged else UNJUDGED}
     state = canary().model_copy(update={"phase": phase} | ({} if judged else {"analysis": None}))
-    for number in range(2):
-        served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
-        state = step(served, state).rollout
-        down = step(world(pod(A, None, ready=False), pod(B), policy=policy), state)
-        assert down.advance is None
-        state = down.rollout
-    again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
+    served = world(pod(A, 1, **traffic(0)), pod(B), policy=policy)
+    state = step(served, state).rollout
+    down = step(world(pod(A, None, ready=False, lone_restarts=1), pod(B), policy=policy), state)
+    assert (down.advance, down.rollout.engine_crashes) == (None, 1), "counted before the next engine is up"
+    again = step(world(pod(A, None, ready=False, lone_restarts=2), pod(B), policy=policy), down.rollout)
     assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "2 engines crashed while serving version 1" in again.rollout.message
+    assert (again.rollout.lone_restarts, again.rollout.engine_crashes) == ({}, 0), "the next roll counts from zero"
 
 
 def test_an_engine_that_crashes_before_it_was_seen_with_the_version_counts() -> None:
-    state = step(world(pod(A, boot="b0"), pod(B), next_version=1), Roll()).rollout
-    for number in range(2):
-        asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
-        assert (asked.swaps, asked.rollout.engine_crashes) == ({A: 1}, number)
-        state = step(world(pod(A, None, ready=False), pod(B)), asked.rollout).rollout
-    made = step(world(pod(A, boot="b2"), pod(B)), state)
-    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts from zero"
+    state = step(world(pod(A), pod(B), next_version=1), Roll()).rollout
+    asked = step(world(pod(A), pod(B)), state)
+    assert asked.swaps == {A: 1}
+    again = step(world(pod(A, lone_restarts=1), pod(B)), asked.rollout)
+    assert (again.swaps, again.rollout.engine_crashes) == ({A: 1}, 1)
+    assert step(world(pod(A, lone_restarts=2), pod(B)), again.rollout).advance == Advance(
+        0, ChannelReason.REFUSED, reject=1
+    )
 
 
-def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_analysis() -> None:
-    for phase in (RolloutPhase.JUDGING, RolloutPhase.ROLLING):
-        asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
-        down = [pod(A, None, ready=False), pod(B)]
-        away = step(world(*down), asked).rollout
-        made = step(world(*down, now=NOW + timedelta(seconds=601)), away)
-        assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-        reason = f"pod {A} did not come back with version 1 for 600 s"
-        assert made.rollout.message == reason
+def test_an_engine_that_is_back_with_the_active_version_blames_the_new_one_no_longer() -> None:
+    back = step(world(pod(A, 0), pod(B, 1)), rolling(lone_restarts={A: 0, B: 0}))
+    assert back.swaps == {A: 1}, "it is asked again"
+    idle = step(world(pod(A, 0), pod(B, 1), policy={"paused": True}), rolling(lone_restarts={A: 0, B: 0})).rollout
+    crashed = step(world(pod(A, 0, ready=False, lone_restarts=1), pod(B, 1), policy={"paused": True}), idle)
+    assert crashed.rollout.engine_crashes == 0
 
 
-def test_a_watch_does_not_end_while_a_pod_with_the_version_is_missing() -> None:
+@pytest.mark.parametrize("with_agent", [False, True])
+def test_a_crash_after_which_the_roll_stands_still_rejects_the_version(*, with_agent: bool) -> None:
+    """The engine takes longer to load than the progress deadline. An engine that ends with its agent blames nobody."""
+    service = Service(2)
+    service.reconcile_times(3)
+    service["a"].reload(with_agent=with_agent)
+    *held, last = service.reconcile_times(7)
+    assert held == ["Proceed -> Judging"] * 6
+    assert last == (
+        "Stop -> Idle; RolloutStopped" if with_agent else "Reject -> Idle; active 0, reject 1; RolloutFailed"
+    )
+
+
+def test_one_crash_is_tolerated_when_the_engine_is_back_in_time() -> None:
+    service = Service(2)
+    service.reconcile_times(3)
+    service["a"].reload()
+    service.reconcile_times(5)
+    service["a"].ready = True
+    service.reconcile()
+    assert (service.roll.engine_crashes, service.roll.phase) == (1, RolloutPhase.JUDGING)
+    service.reconcile_until_idle()
+    assert (service.active, service.rejected) == (1, set())
+
+
+@pytest.mark.parametrize("policy", [{"canary": 2}, {"canary": 2, "max_swapping": 4, "analysis": UNJUDGED}])
+def test_a_version_that_takes_several_engines_down_does_not_hold_its_own_roll(policy: dict[str, Any]) -> None:
+    service = Service(4, **policy)
+    while service["b"].version == 0:
+        service.reconcile()
+    for name in "ab":
+        service[name].reload()
+    assert service.reconcile() == "Reject -> Idle; active 0, reject 1; RolloutFailed"
+
+
+def test_a_crash_during_the_watch_counts_before_the_engine_is_back() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
-    away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
-    held = step(world(*away, now=NOW + timedelta(seconds=61), **now), state)
-    assert (held.rollout.phase, held.advance) == (RolloutPhase.JUDGING, None)
-    back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
-    after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
-    assert (after.phase, after.engine_crashes) == (RolloutPhase.IDLE, 0), "one crash is tolerated"
-    again = held.rollout.model_copy(update={"engine_crashes": 1})
-    ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
-    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last crash counts too"
-    late = step(world(*away, now=NOW + timedelta(seconds=662), **now), held.rollout)
-    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert "did not come back" in late.rollout.message
+    state = watching().model_copy(update={"lone_restarts": {A: 0, B: 0}, "engine_crashes": 1})
+    away = [pod(A, 1), pod(B, None, ready=False, lone_restarts=1)]
+    ended = step(world(*away, now=NOW + timedelta(seconds=59), **now), state)
+    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
 
 
 def test_crashes_that_nobody_observed_or_with_the_agent_do_not_count() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
-    state = canary(engine_boots={A: "b"}).model_copy(update={"engine_crashes": 1})
-    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, observation_gap=True), state)
+    state = canary(lone_restarts={A: 1}).model_copy(update={"engine_crashes": 1})
+    unseen = step(world(pod(A, 1, lone_restarts=2), pod(B), policy=policy, observation_gap=True), state)
     assert (unseen.rollout.phase, unseen.rollout.engine_crashes) == (RolloutPhase.JUDGING, 1)
-    node = step(world(pod(A, 1, boot="new", started_together=True), pod(B, boot="b"), policy=policy), state)
-    assert (node.rollout.phase, node.rollout.engine_crashes) == (RolloutPhase.JUDGING, 1), "its agent ended too"
-    alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
+    assert unseen.rollout.lone_restarts == {A: 2}
+    unknown = step(world(pod(A, 1, lone_restarts=None), pod(B), policy=policy), state)
+    assert (unknown.rollout.engine_crashes, unknown.rollout.lone_restarts) == (1, {A: 1})
+    agent = step(world(pod(A, 1, lone_restarts=0), pod(B), policy=policy), state)
+    assert (agent.rollout.engine_crashes, agent.rollout.lone_restarts) == (1, {A: 0}), "its agent was restarted"
+    alone = step(world(pod(A, 1, lone_restarts=1), pod(B), policy=policy), agent.rollout)
     assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+# other failures ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
@@ -127,7 +158,7 @@ def test_different_weights_under_one_version_reject_it() -> None:
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
 def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
     silent = pod(A, None, checksum=None, ready=False, kubernetes_ready=True)
-    state = rolling(phase, engine_boots={A: "b"})
+    state = rolling(phase, lone_restarts={A: 0})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
     assert held.rollout.phase is phase
     late = step(world(silent, pod(B), now=NOW + timedelta(seconds=601)), held.rollout)
@@ -137,7 +168,7 @@ def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_
 def test_two_silent_agents_do_not_hold_a_roll_for_ever() -> None:
     """More pods are not ready than may be, which holds the roll, and nobody knows when the agents answer again."""
     silent = tuple(pod(name, None, checksum=None, ready=False, kubernetes_ready=True) for name in (A, B))
-    state = rolling(engine_boots={A: "b"})
+    state = rolling(lone_restarts={A: 0})
     for seconds in (1, 599):
         state = step(world(*silent, now=NOW + timedelta(seconds=seconds)), state).rollout
         assert state.phase is RolloutPhase.ROLLING
@@ -148,7 +179,7 @@ def test_two_silent_agents_do_not_hold_a_roll_for_ever() -> None:
 def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None:
     fetching = pod(A, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
     for seconds, phase in ((600, RolloutPhase.ROLLING), (601, RolloutPhase.IDLE)):
-        late = step(world(fetching, pod(B), now=NOW + timedelta(seconds=seconds)), rolling(engine_boots={A: "b"}))
+        late = step(world(fetching, pod(B), now=NOW + timedelta(seconds=seconds)), rolling(lone_restarts={A: 0}))
         assert (late.rollout.phase, late.advance) == (phase, None)
 
 

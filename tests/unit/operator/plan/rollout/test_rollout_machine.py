@@ -23,13 +23,11 @@ from aurora_operator.plan.rollout.world import AnalysisPolicy, RolloutPolicy, Wo
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from tests.example_count import example_count
-from tests.unit.operator.plan.rollout.absence_check import AbsenceCheck
 from tests.unit.operator.plan.rollout.simulated_pod import REASONS_AWAY, SimulatedPod
 from tests.unit.operator.rolls import PAUSED, step
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
-START_LIMIT = timedelta(seconds=90)
 JUDGED = AnalysisPolicy(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
 UNJUDGED = AnalysisPolicy(consecutive_success_limit=0, watch_seconds=0)
 
@@ -62,7 +60,6 @@ class RolloutMachine(RuleBasedStateMachine):
         self.observation_gap = True
         self.fencing_epoch = 0
         self.end = JUDGED
-        self.absences = AbsenceCheck()
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
     def pods_start(self, count: int, end: AnalysisPolicy) -> None:
@@ -137,13 +134,13 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(REASONS_AWAY))
     def pod_stays_away(self, before: int, ticks: int, why: str) -> None:
-        """The engine of a pod with a new version loads or ends for a while, or its node is lost or restarts."""
+        """The engine of a pod with a new version loads for a while, or its node is lost or restarts."""
         self.a_roll_comes_far(kind="good", ticks=before)
         having = [pod for pod in self.pods if pod.version == self.status.version and pod.ready]
         for pod in having[:1]:
             self.blame()
             pod.crash(pod.version, with_agent=why == "reboot")
-            pod.slow, pod.node_lost, pod.crash_loops = True, why == "node", why == "loop"
+            pod.slow, pod.node_lost = True, why == "node"
             self.time_goes_on(ticks)
 
     @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), slow=st.booleans())
@@ -250,7 +247,6 @@ class RolloutMachine(RuleBasedStateMachine):
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             paused=PAUSED if self.policy.paused else "",
-            start_limit=START_LIMIT,
             next_version=max(offers, default=None),
             newest_version=max(self.evidence.keys() - self.rejected, default=0),
             promotable=promotable,
@@ -290,7 +286,6 @@ class RolloutMachine(RuleBasedStateMachine):
             if faulty:
                 self.blamed.add(version)
         self.check_step(world, made)
-        self.absences.check(world, self.pods, made)
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
             event(made.event)

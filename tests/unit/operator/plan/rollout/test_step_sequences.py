@@ -236,15 +236,6 @@ def test_a_pod_that_cannot_take_the_draft_rejects_the_version() -> None:
     assert service.roll.message == f"pod a could not take version 1: {REFUSED}"
 
 
-def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline() -> None:
-    service = with_canary()
-    service["a"].ready = False
-    assert service.reconcile_until_idle() == sequence("""
-        7 x Proceed -> Judging
-        Reject -> Idle; active 0, reject 1; RolloutFailed
-    """)
-
-
 def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts() -> None:
     service = with_canary(4)
     assert service.reconcile_times(4) == sequence("""

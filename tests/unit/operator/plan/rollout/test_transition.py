@@ -191,11 +191,11 @@ def test_a_clock_that_is_set_back_delays_nothing() -> None:
 def test_the_state_forgets_pods_that_no_longer_exist() -> None:
     """Otherwise the windows of pods that are gone would leave no room for those that serve."""
     gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
-    state = canary(windows=gone, engine_boots={window.name: "b" for window in gone})
+    state = canary(windows=gone, lone_restarts={window.name: 0 for window in gone})
     now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout
     assert now.analysis is not None
     assert {window.name for window in now.analysis.windows} == {A, B}
-    assert set(now.engine_boots) == {A}
+    assert set(now.lone_restarts) == {A}
 
 
 def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
