@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from aurora_operator import kubernetes_api
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import PAGE_SIZE, POD, SPECULATOR, KubernetesApi, refusal
+from tests.unit.connections import settled_connections
 
 STORED = {
     "apiVersion": SPECULATOR.api_version,
@@ -36,6 +37,7 @@ async def api_of(answer: Answer) -> AsyncIterator[KubernetesApi]:
         configuration.host = str(server.make_url("")).rstrip("/")
         async with ApiClient(configuration) as client:
             yield KubernetesApi(client)
+        await settled_connections()
 
 
 async def test_a_list_comes_in_pages_and_its_objects_have_their_kind() -> None:

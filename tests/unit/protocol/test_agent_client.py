@@ -25,6 +25,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_protocol.agent_client import CALL_SECONDS, MAX_BODY_BYTES, AgentClient
 from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer
+from tests.unit.connections import settled_connections
 from tests.unit.operator.worlds import agent, digest
 
 REQUEST = SwapRequest(version=1, digest=digest(1), epoch=4)
@@ -53,6 +54,7 @@ async def _serve() -> AsyncIterator[Serve]:
             return AgentClient(session, server.port, call_seconds=call_seconds)
 
         yield start
+    await settled_connections()
     for server in servers:
         await server.close()
 
