@@ -43,7 +43,6 @@ class TrainerPhase(StrEnum):
     STARTING = "Starting"
     WAITING_FOR_TRACES = "WaitingForTraces"
     TRAINING = "Training"
-    SUSPENDED = "Suspended"
 
 
 class TrainerStatus(StoredRecord):

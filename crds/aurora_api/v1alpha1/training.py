@@ -29,9 +29,8 @@ class TrainingSpec(Model):
 
     suspended: bool = Field(
         default=False,
-        description="Stop training. Pods go on serving the active draft, and a candidate that was offered before is"
-        " still measured and rolled out. The trainer's pod stays to delete old traces while pods may write new ones: it"
-        " stops when `serving.replicas` is 0 or `capture.tokensPerMinute` is 0.",
+        description="Stop training, and tracing for it. The trainer's pod ends, so its device is free. Pods go on"
+        " serving the active draft, and a candidate that was offered before is still measured and rolled out.",
     )
     passes: int = Field(
         default=16,
@@ -60,8 +59,8 @@ class TrainingSpec(Model):
         ge=3600,
         le=MAX_TRACE_AGE_SECONDS,
         description="Seconds after which the trainer deletes a trace, trained or not, within an hour and a half:"
-        " 2592000 for 30 days. Drafts that learned from it stay. Unset: no limit. It has no effect while no trainer"
-        " runs (see `suspended`).",
+        " 2592000 for 30 days. Drafts that learned from it stay. Unset: no limit. It has no effect while training is"
+        " suspended.",
     )
     draft_history_limit: int = Field(
         default=10,

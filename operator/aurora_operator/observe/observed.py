@@ -78,6 +78,8 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     restarts: int = 0
     """How often Kubernetes restarted the trainer's container, in its present pod."""
+    started: datetime | None = None
+    """When the trainer's present pod was created."""
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,10 @@ def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
     pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in objects]
     if workload is None:
         return None
-    workload = replace(workload, restarts=max((pod.restarts for pod in pods if not pod.terminating), default=0))
-    held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
+    present = [pod for pod in pods if not pod.terminating]
+    created = max((pod.created for pod in present if pod.created), default=None)
+    workload = replace(workload, restarts=max((pod.restarts for pod in present), default=0), started=created)
+    held_up = next((pod for pod in present if pod.waiting), None)
     if held_up is None:
         return workload
     message = f"the trainer's pod is not ready ({held_up.trouble})"

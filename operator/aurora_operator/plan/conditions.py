@@ -22,6 +22,7 @@ from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.observe.observed import (
     SIGNING_KEYS_MISSING,
+    TRAINER_SILENCE,
     Observed,
     PodView,
 )
@@ -280,23 +281,18 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
     if reason := trainer_stop_reason(observed):
         return ConditionContent(False, reason, f"the trainer is stopped: {observed.store.error}")
     if observed.spec.training.suspended and trainer_replicas(observed) == 0:
-        message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
+        message = "training is suspended; serving goes on with the active draft"
         return ConditionContent(True, "Suspended", message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     record = observed.store.trainer
-    if observed.spec.training.suspended:
-        is_current = record is not None and record.phase in (TrainerPhase.STARTING, TrainerPhase.SUSPENDED)
-        note = f"; {record.message}" if record is not None and is_current and record.message else ""
-        message = f"training is suspended; serving goes on with the active draft{note}"
-        return ConditionContent(True, "Suspended", message)
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
-    if record is not None and record.phase is TrainerPhase.SUSPENDED:
-        return ConditionContent(True, "Starting", "the trainer starts again after the suspension")
     if record is not None and observed.store.trainer_is_silent(now):
+        if workload.started is not None and now - workload.started < TRAINER_SILENCE:
+            return ConditionContent(True, "Starting", "the trainer's pod is new, and has not reported yet")
         message = (
             f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z} by the trainer's clock;"
             " read its pod's log"

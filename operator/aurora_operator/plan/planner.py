@@ -207,11 +207,12 @@ def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
 def _trace_limits(observed: Observed) -> Iterator[TraceLimit]:
     """Orders for the pods that have not yet their part of the budget: an equal part for each wanted pod.
 
-    A pod of a version before budgets is not asked.
+    A pod of a version before budgets is not asked. Nothing is traced while training is suspended.
     """
     active = observed.status.active
     has_passed = active is not None and active.version > 0
-    budget = observed.spec.capture.tokens_per_minute * (1 if has_passed else FIRST_DRAFT_FACTOR)
+    wanted = 0 if observed.spec.training.suspended else observed.spec.capture.tokens_per_minute
+    budget = wanted * (1 if has_passed else FIRST_DRAFT_FACTOR)
     part = TraceBudget(tokens_per_minute=-(-budget // max(observed.spec.serving.replicas, 1)))
     for view in observed.pods:
         if view.ip and view.agent is not None and view.agent.trace_budget not in (None, part):

@@ -47,7 +47,7 @@ from aurora_protocol.training_records import TrainerPhase
 
 REFRESH = timedelta(minutes=1)
 """Time between two writes of a status in which only figures changed."""
-_REASONS_AT_WORK = frozenset({*TrainerPhase} - {TrainerPhase.SUSPENDED})
+_REASONS_AT_WORK = frozenset(TrainerPhase)
 """Reasons of TrainerReady between which a trainer changes by itself, with the traffic. They count as figures."""
 
 
@@ -105,7 +105,7 @@ def _training(observed: Observed) -> TrainingStatus:
     held_out = record.held_out_acceptance_length
     stopped = trainer_replicas(observed) == 0
     return TrainingStatus(
-        phase=TrainerPhase.SUSPENDED if stopped else record.phase,
+        phase="Suspended" if stopped else record.phase,
         step=record.step,
         trained_tokens=record.trained_tokens,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",

@@ -1,10 +1,7 @@
 """Which children should exist, and which of them run. Pure.
 
-A suspended trainer has one task left: to delete traces beyond ``training.traceStorageLimit``. Only inference pods write
-traces. So the trainer's pod runs while training goes on, and while traces may arrive. Otherwise it would hold its
-machine for nothing.
-
-Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs that deletes old ones.
+While training is suspended no trainer runs, and the inference pods trace nothing (``planner``). So the store stays
+bounded without a trainer, whose machine is free.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from aurora_operator.observe.observed import (
     TAKEN_OVER,
     JobView,
     Observed,
-    PodView,
 )
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.lending import withdrawn_pods
@@ -54,10 +50,11 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
 
 
 def trainer_replicas(observed: Observed) -> int:
-    """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
+    """How many trainer pods should run: 1 or 0. Only a trainer can begin the lineage, so it does that first."""
     if trainer_stop_reason(observed) or _stays_stopped(observed):
         return 0
-    return int(not observed.spec.training.suspended or _traces_may_arrive(observed))
+    begun = observed.store.lineage is not None or observed.status.active is not None
+    return int(not observed.spec.training.suspended or not begun)
 
 
 def trainer_stop_reason(observed: Observed) -> str:
@@ -93,15 +90,3 @@ def _stays_stopped(observed: Observed) -> bool:
     """A trainer without a pod starts none while the store cannot be read: its root may be lost."""
     stopped = observed.trainer is not None and observed.trainer.replicas == 0
     return stopped and not observed.store.ok and observed.status.active is not None
-
-
-def _traces_may_arrive(observed: Observed) -> bool:
-    """Inference pods trace requests, or are wanted and will. Terminating pods upload their last traces."""
-    wanted = observed.spec.capture.tokens_per_minute > 0 and observed.spec.serving.replicas > 0
-    return wanted or any(_may_trace(pod) for pod in observed.pods)
-
-
-def _may_trace(pod: PodView) -> bool:
-    """Whether the pod has not said that it traces nothing."""
-    budget = pod.agent.trace_budget if pod.agent else None
-    return budget is None or budget.tokens_per_minute > 0

@@ -10,14 +10,12 @@ import logging
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from aurora_api.v1alpha1.serving import Device
-from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import GpuMissing, Interrupted
@@ -28,13 +26,9 @@ from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.optim.ranks import Ranks, world_size
 from aurora_runtime.training.optim.shared_session import run_follower
-from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
-from aurora_runtime.training.state import trainer_state
-from aurora_runtime.training.state.retention import Retention
-from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.target.target_model import load_target
 from aurora_store import FencedObjectStore, StoreConfig
 
@@ -49,7 +43,7 @@ def run(
     ranks: Ranks | None,
     deaths: ShardDeaths | None = None,
 ) -> None:
-    """Create the lineage if needed, then train or, when suspended, wait. Returns when ``retrier`` is stopped."""
+    """Create the lineage if needed, then train. Returns when ``retrier`` is stopped."""
 
     def announce(message: str) -> None:
         StatusWriter(registry).announce(TrainerPhase.STARTING, message=message)
@@ -60,41 +54,8 @@ def run(
         "opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), announce
     )
     config = TrainingConfig.of(settings, target.identity.hidden_size)
-    if settings.training.suspended:
-        wait_suspended(config, registry, lineage, retrier)
-        return
     context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths())
     build_trainer(config, context, device, ranks).run()
-
-
-def wait_suspended(config: TrainingConfig, registry: PodRegistry, lineage: Lineage, retrier: Retrier) -> None:
-    """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
-
-    def announce(message: str) -> None:
-        StatusWriter(registry).announce(TrainerPhase.SUSPENDED, message=message)
-
-    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, lineage), announce)
-    ledger = ShardLedger(registry, lineage.number, retrier, stored.record if stored else None)
-    retention = Retention(registry, ledger, config.limits, suspended=True)
-    policy, arrivals = config.policy, 0
-    backoff = PollBackoff(policy.suspended_poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
-    announced: tuple[int | None, float] | None = None  # the held-out requests, and when they are announced again
-    while not retrier.stopping:
-        began = time.monotonic()
-        shards = retention.shards_to_train() or ledger.consumed
-        if ledger.arrivals != arrivals:
-            backoff.reset()
-        arrivals, next_listing = ledger.arrivals, began + backoff.next_pause()
-        held_out = None if shards else 0  # what a shard holds is not known without reading it
-        if announced is None or held_out != announced[0] or began >= announced[1]:
-            written = StatusWriter(registry).announce(
-                TrainerPhase.SUSPENDED, lineage=lineage.number, held_out_requests=held_out
-            )
-            announced = (held_out, began + policy.suspended_status_interval_seconds) if written else None
-        deleted = 1
-        while deleted and time.monotonic() < next_listing:
-            deleted = retention.delete_some(lambda: retrier.stopping)
-        retrier.sleep(next_listing - time.monotonic())
 
 
 def own_device(requested: Device) -> torch.device:

@@ -48,8 +48,6 @@ class TrainingPolicy:
     poll_hold_seconds: float = 300.0
     """The wait stays the shortest one until nothing new arrived for this long. A start of the pods within this time and
     a short pause of the traffic then delay no shard. Pods close a shard after 20 s, which is shorter."""
-    suspended_poll_seconds: float = 15.0
-    """Shortest wait between two listings while training is suspended: shards then only have to be bounded."""
     shards_per_listing: int = 64
     """Shards trained between two listings. In a long backlog the trainer lists again in between, because only a
     listing lets retention delete the oldest untrained shards that the store has no room for."""
@@ -63,8 +61,6 @@ class TrainingPolicy:
     """The same while the trainer waits for traces, checked after each wait, so a status is at most 45 s old where a
     listing is quick. The operator takes a trainer for silent after five minutes. A status with another content is
     written after the present wait."""
-    suspended_status_interval_seconds: float = 60.0
-    """The same while training is suspended. The operator does not take a suspended trainer for silent."""
     stop_seconds: float = 50.0
     """The process exits at the latest this long after SIGTERM, within the pod's grace period. It saves its state if the
     store answers in time."""

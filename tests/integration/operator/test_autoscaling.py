@@ -190,11 +190,9 @@ def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
     """The store keeps everything, and the speculator goes on from it."""
     rig.patch(NAME, training={"suspended": True})
     rig.wait(NAME, "suspension", lambda s: condition(s, "TrainerReady").reason == "Suspended")
-    assert rig.get("pods", "-l", f"{PODS},app.kubernetes.io/component=trainer")["items"], "it bounds the traces"
     scale(rig, 0)
     wait_until("no pod", lambda: not pods_with_containers(rig), 90)
-    status = rig.wait(NAME, "rest", lambda s: condition(s, "Ready").reason == "ScaledToZero")
-    assert "its pod is stopped" in condition(status, "TrainerReady").message
+    rig.wait(NAME, "rest", lambda s: condition(s, "Ready").reason == "ScaledToZero")
     registry = rig.registry(NAME)
     assert registry.last_version() == 6
     assert registry.lineage() is not None

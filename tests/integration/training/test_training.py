@@ -87,18 +87,3 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(
     assert lineage is not None
     check_draft_file(tmp_path / "v1" / WEIGHTS, lineage)  # a pod would load it
     assert orphans(registry) == set()
-
-
-def test_a_suspended_trainer_creates_the_lineage_and_does_not_train(
-    s3: S3, registry: PodRegistry, tmp_path: Path
-) -> None:
-    settings = trainer_settings(registry, ensure_model(), TrainingSpec(suspended=True))
-    log = tmp_path / "trainer.log"
-    with running_trainer(s3, settings, log) as process:
-        wait_for("a status", lambda: registry.trainer_status(), process, log)
-        status = registry.trainer_status()
-        assert status is not None
-        assert status.phase is TrainerPhase.SUSPENDED
-        assert registry.registration(0).trained_tokens == 0
-        assert stop_trainer(process) < 10
-        assert process.returncode == 0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_protocol.training_records import TrainerStatus
 from aurora_runtime.pod_registry import ShardListing
-from aurora_runtime.training import main, progress
+from aurora_runtime.training import progress
 from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.loop import Trainer
@@ -92,7 +92,6 @@ class Idle:
         monkeypatch.setattr(objects, "get", get)
         monkeypatch.setattr(objects, "put", write)
         monkeypatch.setattr(progress, "time", self.time)
-        monkeypatch.setattr(main, "time", self.time)
         monkeypatch.setattr(shard_ledger, "CHEAP_LISTING_SECONDS", math.inf)
 
     def trainer(self) -> Trainer:
@@ -228,14 +227,6 @@ def test_an_idle_trainer_repeats_a_status_that_the_store_refused_after_the_short
     assert sent[sent.index(refused[-1]) + 1] == refused[-1] + SHORTEST
 
 
-def test_a_suspended_trainer_repeats_a_status_that_the_store_refused_at_its_next_listing(
-    idle: Idle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent = refuse_statuses(idle, monkeypatch, 0.0, 1.0)
-    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
-    assert sent[:2] == [0.0, DEFAULT_POLICY.suspended_poll_seconds]
-
-
 def test_a_trainer_in_a_long_wait_stops_at_once(idle: Idle) -> None:
     idle.rig.policy = replace(idle.rig.policy, poll_seconds=600.0, max_poll_seconds=600.0)
     retrier, waits = Retrier(), threading.Event()
@@ -252,27 +243,3 @@ def test_a_trainer_in_a_long_wait_stops_at_once(idle: Idle) -> None:
     retrier.stop()
     thread.join(SECONDS)
     assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("shards", [0, 2])
-def test_a_suspended_trainer_at_rest_lists_seldom_and_writes_once_a_minute(idle: Idle, shards: int) -> None:
-    for number in range(shards):
-        idle.put_shard(number)
-    idle.calls.clear()
-    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
-    for minute in range(int(AT_REST), int(UNTIL), int(MINUTE)):
-        assert 1 <= len(idle.between(minute, minute + MINUTE, "list", Keys.traces(1))) <= 3
-        assert len(idle.between(minute, minute + MINUTE, "put", Keys.TRAINER_STATUS)) <= 1
-    writes = idle.between(0, UNTIL, "put", Keys.TRAINER_STATUS)
-    assert max(later - earlier for earlier, later in pairwise(writes)) <= MINUTE + LONGEST
-    status = idle.rig.registry.trainer_status()
-    assert status is not None
-    assert (status.phase, status.held_out_requests) == (TrainerPhase.SUSPENDED, None if shards else 0)
-
-
-def test_a_suspended_trainer_says_at_its_next_listing_that_there_are_shards(idle: Idle) -> None:
-    idle.time.events = [(AT_REST, lambda: idle.put_shard(0))]
-    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
-    listed = idle.between(AT_REST, UNTIL, "list", Keys.traces(1))[0]
-    assert listed in idle.between(AT_REST, UNTIL, "put", Keys.TRAINER_STATUS)
-    assert (listed, DEFAULT_POLICY.suspended_poll_seconds) in idle.time.pauses

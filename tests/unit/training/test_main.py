@@ -1,10 +1,8 @@
-"""The trainer's program waits while training is suspended, and says why it cannot begin."""
+"""The trainer's program says why it cannot begin."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +19,6 @@ from aurora_store.errors import ObjectRefused
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
-
-
-class StopsAtItsFirstWait(Retrier):
-    def sleep(self, seconds: float) -> None:
-        self.stop()
-
-
-@pytest.mark.parametrize("traced", [False, True])
-def test_a_suspended_trainer_counts_no_held_out_requests_once_there_are_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, traced: bool
-) -> None:
-    rig = TrainerRig(tmp_path)
-    monkeypatch.setattr(main, "load_target", lambda _spec: rig.target)
-    if traced:
-        tiny.put_shard(rig.registry, 0, [tiny.trace(0)])
-    training = rig.settings.training.model_copy(update={"suspended": True})
-    settings = rig.settings.model_copy(update={"training": training})
-    main.run(settings, rig.registry, StopsAtItsFirstWait(), torch.device("cpu"), None)
-    status = rig.registry.trainer_status()
-    assert status is not None
-    assert status.held_out_requests == (None if traced else 0)
-
-
-def test_a_suspended_trainer_deletes_no_shard_of_the_state_before_a_damaged_one(tmp_path: Path) -> None:
-    rig = TrainerRig(tmp_path)
-    rig.trainer(Traffic(rig.registry, 3)).run()
-    rig.limits = replace(rig.limits, shards=2)
-    shards = list(rig.registry.list_shards(1).data_bytes)
-    newest = Keys.trainer_state(rig.registry.last_trainer_state_epoch())
-    rig.objects.put(newest, json.dumps(json.loads(rig.objects.get(newest)) | {"consumed": []}).encode())
-    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.list_shards(1).data_bytes) == shards
 
 
 class StopsAfterTwoWaits(Retrier):
@@ -116,20 +82,6 @@ def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool =
 
     monkeypatch.setattr(rig.objects, "get", archived)
     return lambda: monkeypatch.setattr(rig.objects, "get", get)
-
-
-def test_a_suspended_trainer_says_so_while_its_state_is_archived(
-    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig = archived_rig
-    archive(rig, monkeypatch)
-    monkeypatch.setattr(retry, "INITIAL_BACKOFF_SECONDS", 0.01)
-    with pytest.raises(Interrupted):
-        main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAfterTwoWaits())
-    status = rig.registry.trainer_status()
-    assert status is not None
-    assert status.phase is TrainerPhase.SUSPENDED
-    assert "InvalidObjectState; restore the object" in status.message
 
 
 def test_a_trainer_whose_state_is_archived_says_so_while_it_waits(

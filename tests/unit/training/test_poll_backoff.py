@@ -62,9 +62,3 @@ def test_the_operator_never_takes_an_idle_trainer_for_silent() -> None:
     policy = DEFAULT_POLICY
     oldest = policy.idle_status_interval_seconds + policy.max_poll_seconds + 1.2 * REST_SECONDS
     assert timedelta(seconds=oldest) < TRAINER_SILENCE
-
-
-def test_a_measurement_waits_for_a_suspended_trainers_count() -> None:
-    policy = DEFAULT_POLICY
-    oldest = policy.suspended_status_interval_seconds + policy.max_poll_seconds + 1.2 * REST_SECONDS
-    assert timedelta(seconds=oldest) < TRAINER_SILENCE

@@ -24,17 +24,17 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         "held_out_requests": 3,
     }
     registry.put_trainer_status(status.model_copy(update=reported))
-    StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
+    StatusWriter(registry).announce(TrainerPhase.STARTING, lineage=1)
     status = registry.trainer_status()
     assert status is not None
     assert (status.phase, status.step, status.held_out_acceptance_length, status.lineage) == (
-        TrainerPhase.SUSPENDED,
+        TrainerPhase.STARTING,
         7,
         2.5,
         1,
     )
     assert status.held_out_requests is None, "a trainer that cannot start delays no measurement"
-    StatusWriter(registry).announce(TrainerPhase.SUSPENDED, held_out_requests=0)
+    StatusWriter(registry).announce(TrainerPhase.STARTING, held_out_requests=0)
     status = registry.trainer_status()
     assert status is not None
     assert status.held_out_requests == 0

@@ -4,8 +4,7 @@ The trainer does this, because only the trainer knows which shards are part of t
 prompts of measurements and most of the replay buffer come from the newest shards, so those are kept. Invariants:
 
 - A consumed shard is deleted only once every stored trainer state lists it as retired. So a trainer that resumes from
-  any of these states neither trains on the shard twice nor misses it. One exception: while training is suspended no
-  state is saved, and a shard that is too old is deleted all the same. The trainer that resumes leaves it out.
+  any of these states neither trains on the shard twice nor misses it.
 - Whenever a kill comes, no manifest names deleted data, and the state names every half-deleted shard.
 - The newest consumed shards stay, as many bytes as the replay buffer holds, even while other shards must be deleted.
   Age knows no such exception.
@@ -105,13 +104,10 @@ class Retention:
         ledger: ShardLedger,
         limits: RetentionLimits,
         *,
-        suspended: bool = False,
         clock: Callable[[], float] = time.monotonic,
         utc: Callable[[], datetime] = utc_clock,
     ) -> None:
-        """``suspended``: training is suspended, so no state is saved, and consumed shards stay until they are old."""
-        self._registry, self._ledger, self._limits = registry, ledger, limits
-        self._suspended, self._clock = suspended, clock
+        self._registry, self._ledger, self._limits, self._clock = registry, ledger, limits, clock
         self._retired_by_epoch: dict[int, frozenset[str]] = {}
         self._deletable: dict[str, None] = {}
         self._uploads = AbandonedUploads()
@@ -132,17 +128,13 @@ class Retention:
         pending = ledger.pending()
         self.expire()
         new = tuple(key for key in pending if key not in self._deletable)
-        reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2
-        if self._suspended:
-            reserved_bytes = max(reserved_bytes, sum(ledger.size(key) for key in ledger.consumed))
-            max_new = max(max_new, limits.shards - len(ledger.consumed))
-        fitting = ledger.count_newest(new, max(limits.total_bytes - reserved_bytes, limits.replay_bytes))
+        max_new = limits.shards // 2
+        fitting = ledger.count_newest(new, max(limits.total_bytes - limits.replay_bytes, limits.replay_bytes))
         kept = min(fitting, max_new)
         limit = f"{limits.total_bytes / (1 << 30):g} GiB" if fitting <= max_new else f"{limits.shards} shards"
         self._skip(new[: len(new) - kept], limit)
         new = new[len(new) - kept :]
-        if not self._suspended:
-            self._retire(limits.total_bytes - sum(ledger.size(key) for key in new), limits.shards - kept)
+        self._retire(limits.total_bytes - sum(ledger.size(key) for key in new), limits.shards - kept)
         self._uploads.update(ledger.listing.orphans, ledger.listed_at)
         return list(new)
 
@@ -162,12 +154,12 @@ class Retention:
         for key in new:
             if key in consumed:
                 ledger.retire(key)
-            if key in untrained or self._suspended:
+            if key in untrained:
                 self._deletable[key] = None
         if new:
             count = sum(key in untrained for key in new)
             log.info("%d shards are older than training.traceMaxAgeSeconds; %d were not trained", len(new), count)
-        self._not_taken += () if self._suspended else new
+        self._not_taken += new
         self._expired = set(expired) - self._deletable.keys()
         if self._expired:
             ledger.touch()

@@ -24,9 +24,9 @@ class RetentionRig:
 
     TRACE = tiny.trace(0)
 
-    def __init__(self, limits: RetentionLimits, *, suspended: bool = False) -> None:
+    def __init__(self, limits: RetentionLimits) -> None:
         self.registry, self.objects = tiny.memory_registry()
-        self.limits, self.suspended = limits, suspended
+        self.limits = limits
         self.now = 0.0
         self.utc = datetime.now(UTC)
         self.written: list[str] = []
@@ -42,7 +42,6 @@ class RetentionRig:
             self.registry,
             self.ledger,
             self.limits,
-            suspended=self.suspended,
             clock=lambda: self.now,
             utc=lambda: self.utc,
         )

@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from aurora_runtime.training import main
 from aurora_runtime.training.candidates import Comparison
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.retry import Retrier
-from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state import trainer_state
 from aurora_store import Keys
 from aurora_store.errors import ObjectExists
 from tests.assets.trainer_output import publish_draft
-from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 
@@ -116,14 +113,6 @@ def test_two_trainers_that_save_one_epoch_leave_one_undamaged_state(rig: Trainer
         rig.trainer(Traffic(rig.registry, 1)).run()
     names = {key.split("/")[2] for key in rig.objects.list(Keys.TRAINER_STATE)}
     assert f"{winner.stages.saver.epoch:08d}" not in names, "the loser's data are deleted with the epoch"
-
-
-def test_a_suspended_trainer_deletes_all_deletable_shards(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DELETIONS_PER_CALL", 2)
-    for seq in range(14):
-        tiny.put_shard(rig.registry, seq, [tiny.trace(seed) for seed in range(3)])
-    main.wait_suspended(rig.config, rig.registry, rig.lineage, Traffic(rig.registry, 0))
-    assert len(rig.registry.list_shards(1).data_bytes) == 4
 
 
 def test_a_restart_restores_the_buffer_without_retired_shards(rig: TrainerRig) -> None:

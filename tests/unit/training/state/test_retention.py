@@ -113,24 +113,6 @@ def test_a_backlog_without_room_is_deleted_untrained_and_counted() -> None:
     rig.assert_sound()
 
 
-def test_traces_are_bounded_while_training_is_suspended() -> None:
-    rig = RetentionRig(ROOM_FOR_SIX)
-    rig.turn(4)
-    rig.suspended = True
-    rig.restart()
-    for _ in range(10):
-        rig.put(1)
-        rig.retention.shards_to_train()
-        rig.retention.delete_some()
-        rig.assert_sound()
-    assert set(rig.stored_shards()) == {*rig.written[:4], *rig.written[-2:]}, (
-        "no state is saved, so consumed shards stay"
-    )
-    rig.suspended = False
-    rig.restart()
-    assert rig.retention.shards_to_train() == rig.written[-2:]
-
-
 def test_the_number_of_shards_is_bounded() -> None:
     rig = RetentionRig(replace(ROOM_FOR_SIX, total_bytes=100 * SHARD, shards=10))
     for _ in range(20):
@@ -142,12 +124,6 @@ def test_the_number_of_shards_is_bounded() -> None:
 def test_the_shard_limit_is_at_least_one_per_mebibyte() -> None:
     assert RetentionLimits.of(64 << 30, 1 << 30).shards == 65536
     assert RetentionLimits.of(2 << 30, 1 << 30).shards == 4096
-
-
-def test_a_suspended_trainer_without_consumed_shards_keeps_as_many_as_allowed() -> None:
-    rig = RetentionRig(replace(ROOM_FOR_SIX, total_bytes=100 * SHARD, shards=10), suspended=True)
-    rig.put(12)
-    assert rig.retention.shards_to_train() == rig.written[-10:]
 
 
 def test_long_listings_are_repeated_less_often() -> None:

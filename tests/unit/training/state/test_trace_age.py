@@ -90,23 +90,6 @@ def test_old_consumed_shards_are_deleted_once_every_stored_state_lists_them_as_r
     rig.assert_sound()
 
 
-def test_old_traces_are_deleted_while_training_is_suspended_and_the_next_trainer_copes() -> None:
-    rig = RetentionRig(ONE_DAY)
-    rig.turn(3)
-    rig.suspended = True
-    rig.restart()
-    rig.put(1)
-    rig.pass_time(LATER)
-    assert rig.retention.shards_to_train() == []
-    assert rig.retention.delete_some() == 4
-    assert list(rig.objects.list(Keys.TRACES)) == []
-    rig.suspended = False
-    rig.restart()
-    for _ in range(4):
-        rig.turn()
-    assert (rig.ledger.consumed, rig.ledger.retired, rig.ledger.total) == ((), (), 3)
-
-
 def test_a_kill_at_any_write_deletes_old_traces_in_the_end_and_trains_none_twice() -> None:
     def run(kill: int | None) -> int:
         rig = RetentionRig(ONE_DAY)
