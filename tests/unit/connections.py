@@ -1,4 +1,4 @@
-"""What a test's own HTTP server still has to do before it may close."""
+"""Lets a test's HTTP server close without an open connection."""
 
 from __future__ import annotations
 

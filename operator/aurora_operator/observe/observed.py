@@ -78,7 +78,7 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     restarts: int = 0
     """How often Kubernetes restarted the trainer's container, in its present pod."""
-    started: datetime | None = None
+    created: datetime | None = None
     """When the trainer's present pod was created."""
 
 

@@ -155,7 +155,7 @@ def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
         return None
     present = [pod for pod in pods if not pod.terminating]
     created = max((pod.created for pod in present if pod.created), default=None)
-    workload = replace(workload, restarts=max((pod.restarts for pod in present), default=0), started=created)
+    workload = replace(workload, restarts=max((pod.restarts for pod in present), default=0), created=created)
     held_up = next((pod for pod in present if pod.waiting), None)
     if held_up is None:
         return workload

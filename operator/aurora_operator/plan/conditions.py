@@ -291,7 +291,7 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
     if record is not None and observed.store.trainer_is_silent(now):
-        if workload.started is not None and now - workload.started < TRAINER_SILENCE:
+        if workload.created is not None and now - workload.created < TRAINER_SILENCE:
             return ConditionContent(True, "Starting", "the trainer's pod is new, and has not reported yet")
         message = (
             f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z} by the trainer's clock;"

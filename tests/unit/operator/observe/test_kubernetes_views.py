@@ -15,7 +15,7 @@ from tests.unit.operator.worlds import NOW
 RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:00:05Z"}}
 STARTING: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
 LOOPS: dict[str, Any] = {"waiting": {"reason": "CrashLoopBackOff"}}
-ENDED: dict[str, Any] = {"terminated": {"exitCode": 137}}
+EXITED: dict[str, Any] = {"terminated": {"exitCode": 137}}
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ ENDED: dict[str, Any] = {"terminated": {"exitCode": 137}}
         ((RUNNING, 3), (RUNNING, 1), 2),
         ((LOOPS, 3), (RUNNING, 1), 2),
         ((RUNNING, 1), (LOOPS, 4), -3),
-        ((ENDED, 3), (RUNNING, 1), None),
-        ((RUNNING, 1), (ENDED, 0), None),
+        ((EXITED, 3), (RUNNING, 1), None),
+        ((RUNNING, 1), (EXITED, 0), None),
         ((STARTING, 0), (STARTING, 0), None),
     ],
     ids=["the engine was restarted", "it ends again and again", "the agent does", "the engine ends now",

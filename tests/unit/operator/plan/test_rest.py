@@ -78,7 +78,7 @@ def test_a_trainer_that_starts_after_a_long_suspension_is_not_called_silent_at_o
     record = TrainerStatus(
         phase=TrainerPhase.TRAINING, step=7, shards=1, trained_tokens=9, updated=NOW - timedelta(days=3)
     )
-    started = WorkloadView(current=True, replicas=1, ready=1, started=NOW - age)
+    started = WorkloadView(current=True, replicas=1, ready=1, created=NOW - age)
     seen = observed(trainer=started, store=store(0, trainer=record))
     assert condition(seen, ConditionType.TRAINER_READY).reason == reason
 
