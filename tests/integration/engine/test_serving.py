@@ -341,8 +341,7 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         traces = [found[text] for text in texts]
         for trace, prompt, answer in zip(traces, prompts, answers, strict=True):
             check_trace(trace, prompt, answer, world.number(prompt), most_steps=LOOKUP_STEPS)
-        widths = {width for trace in traces for width in trace.node_count.tolist()}
-        assert widths > {1}, "rounds with and without proposals"
+        _check_that_lookup_is_traced(pod, world, prompts[0])
         check_states(traces[0], world.target)
 
         before = _stream_at_once(pod.engine_url, prompts)
@@ -356,6 +355,18 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
         assert _stream_at_once(pod.engine_url, prompts) == before
         _check_the_end_of(pod, engine, agent)
+
+
+def _check_that_lookup_is_traced(pod: PodProcesses, world: World, repetition: list[int]) -> None:
+    """Repeat until a round proposes. How soon a trial is worth its time depends on the machine's times."""
+    prompt = list(repetition)
+    for _ in range(20):
+        prompt += repetition[-1:]
+        asked = tuple(prompt + generate(pod.engine_url, prompt, 128)["output_ids"])
+        trace = collect_traces(world.registry, {asked})[asked]
+        if max(trace.node_count.tolist()) > 1:
+            return
+    pytest.fail("no round proposed looked-up tokens")
 
 
 def _check_the_end_of(pod: PodProcesses, engine: subprocess.Popen[bytes], agent: subprocess.Popen[bytes]) -> None:
