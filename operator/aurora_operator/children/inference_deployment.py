@@ -23,16 +23,7 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.serving import Strategy
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import (
-    AGENT_CONTAINER,
-    ENGINE_CONTAINER,
-    INFERENCE,
-    Owner,
-    child,
-    keys_name,
-    selector,
-)
-from aurora_operator.children.pod_template import (
+from aurora_operator.children.common_pod import (
     container,
     container_named,
     environment,
@@ -43,6 +34,15 @@ from aurora_operator.children.pod_template import (
     store_settings,
     with_store_keys,
     with_template_labels,
+)
+from aurora_operator.children.metadata import (
+    AGENT_CONTAINER,
+    ENGINE_CONTAINER,
+    INFERENCE,
+    Owner,
+    child,
+    keys_name,
+    selector,
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig

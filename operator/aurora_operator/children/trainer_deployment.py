@@ -19,9 +19,7 @@ A suspended trainer runs only while something needs it (``plan/wanted_children.p
 from __future__ import annotations
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
-from aurora_operator.children.metadata import TRAINER, Owner, child, selector, trainer_name
-from aurora_operator.children.pod_template import (
+from aurora_operator.children.common_pod import (
     container,
     environment,
     gpus_of,
@@ -32,6 +30,8 @@ from aurora_operator.children.pod_template import (
     with_store_keys,
     with_template_labels,
 )
+from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
+from aurora_operator.children.metadata import TRAINER, Owner, child, selector, trainer_name
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import TrainerSettings

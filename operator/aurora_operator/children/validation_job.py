@@ -15,6 +15,16 @@ from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
+from aurora_operator.children.common_pod import (
+    container,
+    environment,
+    pod_template,
+    resources_of,
+    store_credentials,
+    store_settings,
+    with_store_keys,
+    with_template_labels,
+)
 from aurora_operator.children.inference_deployment import (
     KEYS_MOUNT,
     SHM_MOUNT,
@@ -32,16 +42,6 @@ from aurora_operator.children.metadata import (
     Owner,
     child,
     job_name,
-)
-from aurora_operator.children.pod_template import (
-    container,
-    environment,
-    pod_template,
-    resources_of,
-    store_credentials,
-    store_settings,
-    with_store_keys,
-    with_template_labels,
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig

@@ -30,8 +30,8 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.annotations import ADOPT_ANNOTATION
 from aurora_api.v1alpha1.status import MAX_REJECTED
+from aurora_operator.children.common_pod import store_settings
 from aurora_operator.children.metadata import Owner
-from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate import ValidationDecision

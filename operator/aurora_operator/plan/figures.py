@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
+from aurora_operator.children.common_pod import gpus_of
 from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
-from aurora_operator.children.pod_template import gpus_of
 from aurora_operator.observe.observed import Observed
 from aurora_protocol.evidence_records import Evidence
 

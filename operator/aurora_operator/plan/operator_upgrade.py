@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.children.common_pod import merge
 from aurora_operator.children.inference_deployment import (
     CHOICE_ANNOTATION,
     RESTART_ANNOTATION,
@@ -34,7 +35,6 @@ from aurora_operator.children.inference_deployment import (
     inference_template,
     template_digest,
 )
-from aurora_operator.children.pod_template import merge
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, Observed
 from aurora_operator.operator_config import OperatorConfig

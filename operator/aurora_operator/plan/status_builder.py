@@ -27,8 +27,8 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
+from aurora_operator.children.common_pod import store_settings
 from aurora_operator.children.metadata import INFERENCE, selector_text
-from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.conditions import conditions, starts
 from aurora_operator.plan.figures import (

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.common_pod import store_settings
 from aurora_operator.children.metadata import Owner, keys_name
-from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess

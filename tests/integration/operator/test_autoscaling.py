@@ -188,8 +188,11 @@ def test_a_spec_with_a_fault_still_scales_its_pods(rig: Rig) -> None:
 
 def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
     """The store keeps everything, and the speculator goes on from it."""
+    assert rig.list(POD, f"{PODS},app.kubernetes.io/component=trainer")
     rig.patch(NAME, training={"suspended": True})
     rig.wait(NAME, "suspension", lambda s: condition(s, "TrainerReady").reason == "Suspended")
+    wait_until("no trainer", lambda: not rig.list(POD, f"{PODS},app.kubernetes.io/component=trainer"), 90)
+    assert rig.status(NAME).updated == "2/2", "the inference pods serve on"
     scale(rig, 0)
     wait_until("no pod", lambda: not pods_with_containers(rig), 90)
     rig.wait(NAME, "rest", lambda s: condition(s, "Ready").reason == "ScaledToZero")

@@ -23,8 +23,8 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children.common_pod import store_settings
 from aurora_operator.children.metadata import Owner, keys_name
-from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import KubernetesError
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_operator.children.pod_template import merge
+from aurora_operator.children.common_pod import merge
 
 NAMES = st.sampled_from(["sglang", "agent", "extra", "more"])
 SCALARS = st.one_of(st.integers(0, 9), st.sampled_from(["a", "b"]))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_operator.children.pod_template import gpus_of
+from aurora_operator.children.common_pod import gpus_of
 from aurora_operator.observe.observed import PodView
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus, SavedTime
 from tests.unit.operator.worlds import agent, observed, pod, spec, status
