@@ -148,17 +148,28 @@ def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.usefixtures("useful_active_draft")
 @pytest.mark.parametrize("defect", SLOWER_DRAFTS)
-def test_a_slower_draft_is_rejected_by_measurement_and_never_served(
+def test_a_slower_draft_does_not_pass_its_measurement_and_is_never_served(
     defect: str, rig: FaultRig, draft_folder: Path
 ) -> None:
+    """Where the measurement is noisy, it may end undecided: a pass is out of reach, so it goes no further."""
     write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=102)
     _change_tensors(draft_folder, SLOWER_DRAFTS[defect])
-    message = _offer_and_expect_rejection(rig, defect, lambda: rig.offer(draft_folder))
+    phase, message = _offer(rig, defect, lambda: rig.offer(draft_folder))
+    assert phase in ("Rejected", "Inconclusive"), message
     assert "no pod would load the draft" not in message
 
 
 def _offer_and_expect_rejection(rig: FaultRig, defect: str, offer: Callable[[], int]) -> str:
     """Offer a draft, check that it is rejected and that no pod serves it, and return the reason."""
+    phase, message = _offer(rig, defect, offer)
+    status = rig.status()
+    assert phase == "Rejected", message
+    assert status["candidate"]["version"] in status["rejected"]
+    return message
+
+
+def _offer(rig: FaultRig, defect: str, offer: Callable[[], int]) -> tuple[str, str]:
+    """Offer a draft, and check that the pods serve what they served before. Returns the verdict and its reason."""
     served = {pod["checksum"] for pod in rig.status()["pods"]}
     before, started = rig.driver.summary(), time.monotonic()
     version = offer()
@@ -167,9 +178,7 @@ def _offer_and_expect_rejection(rig: FaultRig, defect: str, offer: Callable[[], 
         lambda: rig.candidate_phase(version) in ("Rejected", "Inconclusive", "Validated"),
     )
     status = rig.status()
-    message = str(status["candidate"]["message"])
-    assert rig.candidate_phase(version) == "Rejected", status["candidate"]
-    assert version in status["rejected"]
+    phase, message = rig.candidate_phase(version), str(status["candidate"]["message"])
     assert {pod["checksum"] for pod in status["pods"]} == served
-    _record(rig, f"offered: {defect}", "Validating", before, started, f"Rejected: {message}")
-    return message
+    _record(rig, f"offered: {defect}", "Validating", before, started, f"{phase}: {message}")
+    return phase, message
