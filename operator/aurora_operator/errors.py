@@ -5,6 +5,7 @@ OperatorError
 │   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
 ├── Gone              the speculator does not exist any more
+│   └── Recreated     another one has its name
 ├── NotLeading        another replica acts
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model
@@ -47,6 +48,10 @@ class Conflict(KubernetesError):
 
 class Gone(OperatorError):
     """The speculator does not exist any more, or is being deleted without our finalizer."""
+
+
+class Recreated(Gone):
+    """Another speculator has its name, and needs a task of its own."""
 
 
 class NotLeading(OperatorError):

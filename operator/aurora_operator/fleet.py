@@ -5,7 +5,8 @@ namespace take turns, because each may take GPUs for an hour: all at once, they 
 
 Invariants: a loop takes its turn and reports it without another loop in between, because both happen between two
 awaits of one event loop. The fleet holds nothing that the loops do not observe again: after a restart of the operator
-no turn to restart is given before every loop has reported. Two measurements of a namespace may overlap then.
+no turn to restart is given before every loop has reported. Two measurements of a namespace may overlap then, and while
+the store of the speculator that measures does not answer: its loop cannot tell, and must not hold up the others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SHOWN = {"waiting": UpgradeStage.WAITING, "restarting": UpgradeStage.RESTARTING
 
 
 class Fleet:
-    """The upgrade stages of all speculators with a loop. All methods run on one event loop.
+    """The upgrade stages of all speculators with a loop. All methods run on one event loop, but for Prometheus' count.
 
     Args:
         clock: monotonic, in seconds.
@@ -96,4 +97,5 @@ class Fleet:
 
     def _count(self, stage: UpgradeStage, without: Key | None = None) -> int:
         """How many speculators, besides ``without``, are in ``stage``."""
-        return sum(made is not None and made.stage is stage for key, made in self._decisions.items() if key != without)
+        decisions = list(self._decisions.items())  # at once, because Prometheus asks in another thread
+        return sum(made is not None and made.stage is stage for key, made in decisions if key != without)

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RENEW_SHARE, RETRY_SHARE, CALL_SHARE = 2 / 3, 2 / 15, 2 / 15
-"""Shares of the Lease's duration. A leader gives up after the first without a renewal. It tries to renew after each
-second one, and each call may take the third. A last attempt, with its two calls, ends before the Lease does."""
+"""Shares of the Lease's duration. A leader gives up after ``RENEW_SHARE`` without a renewal. It tries to renew every
+``RETRY_SHARE``, and a call may take ``CALL_SHARE``. A last attempt, with its two calls, ends before the Lease does."""
 STOP_SECONDS = 5.0
 """How long the work of a replica that lost the Lease may take to end."""
 

@@ -25,7 +25,7 @@ from kubernetes.aio.client import ApiClient
 from prometheus_client import disable_created_metrics, start_http_server
 
 from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
-from aurora_operator.errors import ConfigError, KubernetesError, NotLeading
+from aurora_operator.errors import UNAVAILABLE_STATUSES, ConfigError, KubernetesError, NotLeading
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import CHILDREN, SPECULATOR, KubernetesApi, Resource, connect
 from aurora_operator.leadership import run_while_leading
@@ -145,13 +145,16 @@ async def _readable(api: KubernetesApi, namespaces: tuple[str, ...]) -> tuple[st
 
     One namespace that was deleted together with our Role would otherwise end kopf, and so stop the others. Without the
     resource definition (CRD), kopf would watch the children only, and never look for the definition again. Raises
-    :class:`ConfigError` when speculators can be listed nowhere.
+    :class:`ConfigError` when speculators can be listed nowhere, and :class:`KubernetesError` when the API server cannot
+    answer now.
     """
     readable = list[str]()
     for namespace in namespaces or ("",):
         try:
             await api.list(SPECULATOR, namespace)
         except KubernetesError as error:
+            if error.status in UNAVAILABLE_STATUSES:
+                raise
             place = namespace or "all namespaces"
             log.warning("speculators in %s cannot be listed and are left out until a restart: %s", place, error)
         else:
@@ -198,7 +201,7 @@ def main() -> None:
     start_http_server(config.metrics_port)
     try:
         asyncio.run(run(config))
-    except (NotLeading, ConfigError) as error:
+    except (NotLeading, ConfigError, KubernetesError) as error:
         log.warning("the process ends, and Kubernetes starts it again: %s", error)
         sys.exit(1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from functools import cached_property
 from socket import gethostname
 from typing import Annotated, Any
 
@@ -83,7 +84,7 @@ class OperatorConfig(BaseModel):
         """This installation, as a speculator's status names it."""
         return OperatorIdentity(installation=self.installation)
 
-    @property
+    @cached_property
     def replica(self) -> str:
         """This process, as the Lease names it. A process that was restarted in the same pod is another one."""
         return f"{self.pod_name or gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

@@ -25,7 +25,7 @@ from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.custom_resource import EventRecorder, claim, set_finalizer, write_status
 from aurora_operator.act.data_deletion import DataDeletion, deletes
 from aurora_operator.children.metadata import has_finalizer
-from aurora_operator.errors import Gone, InvalidSpec
+from aurora_operator.errors import Gone, InvalidSpec, Recreated
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.observed import Observed
@@ -149,14 +149,13 @@ class Reconciler:
         return self._delay_seconds(decided, observed)
 
     async def _speculator(self) -> Object:
-        """The custom resource. Raises :class:`Gone` when it is gone, or being deleted without our finalizer.
-
-        A speculator that was created again under the same name is another one, and gets another reconciler.
-        """
+        """The custom resource. Raises :class:`Gone` when it is gone, or being deleted without our finalizer."""
         stored = await self._observer.speculator()
         metadata = stored["metadata"]
         self._uid = self._uid or metadata["uid"]
-        if metadata["uid"] != self._uid or ("deletionTimestamp" in metadata and not has_finalizer(stored)):
+        if metadata["uid"] != self._uid:
+            raise Recreated(f"{self._key[0]}/{self._key[1]} was created again")
+        if "deletionTimestamp" in metadata and not has_finalizer(stored):
             raise Gone(f"{self._key[0]}/{self._key[1]} is gone")
         return stored
 
@@ -196,7 +195,7 @@ class Reconciler:
         observed = replace(
             snapshot.observed,
             observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
-            fencing_epoch=before.fencing_epoch,
+            refused_by_epoch=before.refused_by_epoch,
             apply_errors=before.apply_errors,
             refused_job=before.refused_job,
             name_taken=before.name_taken,
@@ -215,8 +214,8 @@ class Reconciler:
         self._fleet.report_measurement(self._key, decided.measurement)
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
         FIGURES.count_decisions(*self._key, decided.decisions)
-        if self._last.fencing_epoch:
-            self._observer.store.read_everything_next()
+        if self._last.refused_by_epoch:
+            self._observer.store.read_next()
         self._observed_time.record(now, monotonic_seconds, decided=decided.decides_versions)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()

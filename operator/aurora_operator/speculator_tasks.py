@@ -18,7 +18,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from aurora_operator import metrics
-from aurora_operator.errors import Conflict, Gone, OperatorError
+from aurora_operator.errors import Conflict, Gone, OperatorError, Recreated
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ class _SpeculatorTask:
         while True:
             try:
                 delay_seconds = await self._turn(woken=woken)
-            except Gone:
+            except Gone as gone:
+                if isinstance(gone, Recreated):
+                    self.wake()  # the turn may have begun after both events, and then no other event comes
                 return
             woken = await self._pause(delay_seconds)
 

@@ -39,7 +39,7 @@ ASK_AGAIN_SECONDS = 15.0
 class ExecutionResult:
     """Facts about one execution that the next reconcile needs. The fields are those of ``Observed``."""
 
-    fencing_epoch: int = 0
+    refused_by_epoch: int = 0
     apply_errors: tuple[str, ...] = ()
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
@@ -88,11 +88,11 @@ class Actor:
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
         may_withdraw = not (job.job_waits or children.workloads_held)
         leases = [lease for lease in plan.leases if may_withdraw or not lease.request.begin]
-        fencing_epoch = await _ask(owner.full_name, [*self._requests(plan, leases, snapshot.agent_token)])
+        refused_by_epoch = await _ask(owner.full_name, [*self._requests(plan, leases, snapshot.agent_token)])
         for note in plan.notes:
             self._events.post(note, owner)
         return ExecutionResult(
-            fencing_epoch=fencing_epoch,
+            refused_by_epoch=refused_by_epoch,
             apply_errors=(*children.errors, *scaled, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),

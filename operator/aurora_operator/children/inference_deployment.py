@@ -6,7 +6,7 @@ Invariants:
 - The caller of :func:`deployment` chooses the template, because pods may keep that of an earlier operator for a while.
 - A pod leaves the Service before its engine stops. The engine alone decides whether its pod is ready: the agent has no
   probe, and its container does not end when the agent crashes.
-- Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts.
+- Only the init container gets a key of the channel's signatures.
 - The engine's container gets neither the store's keys nor the agent's token. (A workload identity belongs to the pod,
   and Kubernetes gives it to every container.)
 - The key of the engine's admin API is the pod's own. The port of that API is also the port for clients, so the API

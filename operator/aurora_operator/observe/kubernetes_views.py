@@ -107,8 +107,8 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
 def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     """A validation Job. ``pods`` are the validators' pods, of this Job and of others.
 
-    The message of a failed Job is its container's termination message, or else the Job's own condition. A Job that
-    will fail once its pod has ended has failed: a pod on a lost node does not end before the node is removed.
+    The message of a failed Job is its container's termination message, or else the Job's own condition. A Job with the
+    condition FailureTarget has failed, although its pod still runs: on a lost node it would not end.
     """
     name = job["metadata"]["name"]
     labels = job["metadata"].get("labels", {})

@@ -267,7 +267,7 @@ class Observed:
     """By pod name. The samples feed only the figures in the status."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``reconciler``): deadlines restart now."""
-    fencing_epoch: int = 0
+    refused_by_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     abort: int | None = None
     """A person rejects this version, by annotation."""

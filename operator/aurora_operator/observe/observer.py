@@ -57,7 +57,7 @@ class Snapshot:
     live_children: Children
     """As the API server stores them. Only children that this speculator owns, and the pods of its workloads."""
     agent_token: str = field(repr=False)
-    """The agents' bearer token; empty while our Secret does not exist."""
+    """The agents' bearer token; empty while our Secret does not exist, or holds none."""
 
 
 class Observer:
@@ -92,7 +92,7 @@ class Observer:
         inference = [pod for pod in all_pods if component_of(pod) == INFERENCE]
         jobs = _jobs([obj for obj in live.values() if obj["kind"] == "Job"], all_pods)
         token = await self._agent_token(owner)
-        pods = await self._agents.of(_inference_pods(inference), token)
+        pods = await self._agents.of(_inference_pods(inference), token or "")
         abort = aborted_version(stored)
         store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, abort))
         deployment = live.get(("Deployment", owner.name))
@@ -106,12 +106,12 @@ class Observer:
             deployed=kubernetes_views.deployed_template(deployment),
             trainer=_trainer(owner, live),
             store=store,
-            keys_exist=bool(token),
+            keys_exist=token is not None,
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             abort=abort,
             spec_fault=fault,
         )
-        return Snapshot(observed, live, token)
+        return Snapshot(observed, live, token or "")
 
     async def children(self, owner: Owner) -> Children:
         """The objects with our labels, except those that belong to somebody else."""
@@ -122,9 +122,10 @@ class Observer:
         labelled = {(obj["kind"], obj["metadata"]["name"]): obj for objects in (*listed, pods) for obj in objects}
         return {key: obj for key, obj in labelled.items() if _is_ours(owner, obj, labelled)}
 
-    async def _agent_token(self, owner: Owner) -> str:
+    async def _agent_token(self, owner: Owner) -> str | None:
+        """The token in our Secret; empty if a person removed it. None: the Secret is missing, or not ours."""
         secret = await self._secrets.find(keys_name(owner))
-        return "" if secret is None or not owner.owns(secret) else secret_value(secret, AGENT_TOKEN)
+        return None if secret is None or not owner.owns(secret) else secret_value(secret, AGENT_TOKEN)
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Children) -> bool:

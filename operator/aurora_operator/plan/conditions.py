@@ -284,6 +284,8 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         message = "training is suspended; serving goes on with the active draft"
         return ConditionContent(True, "Suspended", message)
     workload = observed.trainer
+    if trainer_replicas(observed) == 0:
+        return ConditionContent(False, "PodNotReady", f"the trainer waits for the store: {observed.store.error}")
     if workload is None or workload.ready < 1:
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)

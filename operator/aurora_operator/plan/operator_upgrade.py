@@ -13,7 +13,7 @@ that restarts takes any later template at once, so another upgrade, or its rollb
 turn only while all its pods are ready, because a broken one would use up the failures that others may have, and while
 no version is rolled out or watched, because live traffic would compare pods of two images. Where the cluster has no
 room for a pod beyond ``serving.replicas``, pods are replaced in place, one at a time. The only pod of a speculator is
-not, so that speculator leaves its place to others.
+not replaced in place: the speculator gives its turn to others.
 """
 
 from __future__ import annotations

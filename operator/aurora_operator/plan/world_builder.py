@@ -68,7 +68,7 @@ def world_of(
         pin_set=pin is not None,
         abort=observed.abort,
         observation_gap=observed.observation_gap,
-        fencing_epoch=observed.fencing_epoch,
+        refused_by_epoch=observed.refused_by_epoch,
     )
 
 

@@ -190,7 +190,7 @@ async def test_a_record_that_pretends_a_takeover_stops_the_operator_until_it_is_
     assert not isinstance(found, str)
     assert found[1].version == 1
     registry.objects.delete(Keys.channel(3))
-    speculator.access.read_everything_next()
+    speculator.access.read_next()
     view = await speculator.look()
     assert view.channel is not None
     assert view.channel.epoch == 2

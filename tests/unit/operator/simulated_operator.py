@@ -75,7 +75,7 @@ class SimulatedOperator:
             self._seen,
             store=_reported_now(self._store.view(versions), now),
             observation_gap=self._observed_time.has_gap(now, steady),
-            fencing_epoch=self._fencing_epoch,
+            refused_by_epoch=self._fencing_epoch,
             refused_job=self._refused,
         )
         self._seen = None

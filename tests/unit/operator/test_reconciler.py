@@ -24,7 +24,7 @@ from aurora_operator import metrics
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.children.metadata import FINALIZER
-from aurora_operator.errors import Gone, KubernetesError
+from aurora_operator.errors import Gone, KubernetesError, Recreated
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed, RefusedJob, StoreView
@@ -79,7 +79,7 @@ class FakeStore:
     def seconds_until_due(self) -> float:
         return self.due_seconds
 
-    def read_everything_next(self) -> None:
+    def read_next(self) -> None:
         self.resets += 1
 
 
@@ -222,13 +222,18 @@ DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 
 async def test_a_speculator_that_is_deleted_is_gone_and_so_is_one_that_was_created_again() -> None:
     """The former reconciler's keys, epochs and backoffs must not meet the new speculator."""
-    for metadata in (DELETED, DELETED | {"finalizers": ["example.org/theirs"]}, {"uid": "another"}):
+    for metadata, error in (
+        (DELETED, Gone),
+        (DELETED | {"finalizers": ["example.org/theirs"]}, Gone),
+        ({"uid": "another"}, Recreated),
+    ):
         rig = Rig(spec=UNUSABLE)
         await rig.reconcile()
         rig.api.calls.clear()
         rig.put(UNUSABLE, STATUS, **metadata)
-        with pytest.raises(Gone):
+        with pytest.raises(error) as raised:
             await rig.reconcile()
+        assert raised.type is error
         assert rig.api.writes == []
         assert shown("last_reconcile_timestamp_seconds") is None
     rig.api.remove("AuroraSpeculator", OWNER.name)
@@ -283,7 +288,7 @@ async def test_the_whole_store_is_read_again_after_an_agent_has_seen_a_higher_ep
     rig = Rig.of(observed())
     await rig.reconcile()
     assert rig.observer.store.resets == 0
-    rig.actor.result = ExecutionResult(fencing_epoch=7)
+    rig.actor.result = ExecutionResult(refused_by_epoch=7)
     await rig.reconcile()
     assert rig.observer.store.resets == 1
 
@@ -301,7 +306,7 @@ async def test_the_next_plan_knows_what_an_act_found_out(clock: Clock, monkeypat
     rig = Rig.of(observed())
     await rig.reconcile()
     found = ExecutionResult(
-        fencing_epoch=7,
+        refused_by_epoch=7,
         apply_errors=("Service chat: no",),
         refused_job=RefusedJob("j", "no"),
         name_taken=("Secret chat-keys",),
@@ -311,7 +316,7 @@ async def test_the_next_plan_knows_what_an_act_found_out(clock: Clock, monkeypat
     for _ in range(2):
         await rig.reconcile()
     (_, _), (_, former_age), (world, age) = seen
-    for name in ("fencing_epoch", "apply_errors", "refused_job", "name_taken"):
+    for name in ("refused_by_epoch", "apply_errors", "refused_job", "name_taken"):
         assert getattr(world, name) == getattr(found, name)
     assert (former_age, age) == (timedelta(seconds=clock.seconds), timedelta()), "the status was written"
     assert counted == [("Promoted",)] * 3

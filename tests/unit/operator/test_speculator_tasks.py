@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from aurora_operator.errors import Conflict, Gone, KubernetesError, NotFound
+from aurora_operator.errors import Conflict, Gone, KubernetesError, NotFound, Recreated
 from aurora_operator.speculator_tasks import (
     AT_ONCE,
     DEBOUNCE_SECONDS,
@@ -203,6 +203,12 @@ def test_a_task_whose_speculator_is_gone_ends_and_a_change_meanwhile_starts_a_ne
     """``kubectl replace --force``: the new speculator must not be handled with the former one's state."""
     recorded = reconciles_of((1.0, Gone("team/chat is gone")), seconds=50, wakes=wakes)
     assert (len(recorded.made), len(recorded.begun)) == (made, made)
+
+
+def test_a_speculator_that_was_created_again_before_the_turn_began_gets_a_task() -> None:
+    """Both events came within the pause after the first. No event comes later, where the former one had no children."""
+    recorded = reconciles_of((1.0, Recreated("team/chat was created again")), seconds=50, wakes=(0.0, 0.1))
+    assert (len(recorded.made), len(recorded.begun)) == (2, 2)
 
 
 def test_a_namespace_whose_reconciles_hang_does_not_hold_up_another() -> None:

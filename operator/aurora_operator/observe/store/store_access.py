@@ -136,7 +136,7 @@ class StoreAccess:
         if view is not None:
             self._view = replace(view, channel=channel)
 
-    def read_everything_next(self) -> None:
+    def read_next(self) -> None:
         """Read the store for the next view: an agent has seen a decision that this operator does not know."""
         self._view = None
 

@@ -115,9 +115,9 @@ def _live(world: World, version: int | None) -> dict[str, PodCounters]:
 def _restored(world: World, roll: Roll) -> Roll:
     """``roll`` with its times, pods and epoch brought up to what the world says."""
     epoch = max(roll.epoch, world.epoch)
-    if world.fencing_epoch > epoch:
+    if world.refused_by_epoch > epoch:
         # The status was lost. Had it known the pod's epoch, this operator would follow the other's decision.
-        epoch = world.fencing_epoch + 1
+        epoch = world.refused_by_epoch + 1
     update: dict[str, Any] = {
         "phase": RolloutPhase.IDLE if roll.version is None else RolloutPhase.JUDGING if roll.promoted else roll.phase,
         "epoch": epoch,

@@ -128,7 +128,7 @@ class World:
     """A person rejects this version."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set: deadlines restart now."""
-    fencing_epoch: int = 0
+    refused_by_epoch: int = 0
     """The highest epoch for which a pod refused our last requests; 0: no pod has seen a higher epoch than ours."""
 
 

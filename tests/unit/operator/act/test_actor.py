@@ -158,10 +158,10 @@ async def test_a_pod_is_not_asked_for_the_same_swap_again_at_once(monkeypatch: p
 
 async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:
     world = World(faults={"swap a": AgentUnreachable("away"), "return c": AgentUnreachable("away")})
-    assert (await world.act(FULL)).fencing_epoch == 0
+    assert (await world.act(FULL)).refused_by_epoch == 0
     assert world.writes[-len(ASKED) :] == ASKED
     world = World(faults={"swap b": Fenced("higher epoch", epoch=41), "return c": Fenced("higher epoch", epoch=42)})
-    assert (await world.act(FULL)).fencing_epoch == 42
+    assert (await world.act(FULL)).refused_by_epoch == 42
     for epoch in (None, 1, swap("a").request.epoch):
         busy = World(faults={"swap a": Fenced("a swap is running", epoch=epoch)})
-        assert (await busy.act(FULL)).fencing_epoch == 0
+        assert (await busy.act(FULL)).refused_by_epoch == 0

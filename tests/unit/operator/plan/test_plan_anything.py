@@ -174,7 +174,7 @@ def worlds(draw: st.DrawFn) -> Observed:
         status=draw(statuses()),
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
         observation_gap=draw(st.booleans()),
-        fencing_epoch=draw(st.integers(0, 20)),
+        refused_by_epoch=draw(st.integers(0, 20)),
     )
 
 
@@ -241,7 +241,7 @@ def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -
     now, status = NOW, world.status
     for _ in range(30):
         now += timedelta(seconds=400)
-        made = plan(replace(world, status=status, observation_gap=False, fencing_epoch=0), CONFIG, now)
+        made = plan(replace(world, status=status, observation_gap=False, refused_by_epoch=0), CONFIG, now)
         if made.status is None or _without_retries(made.status) == _without_retries(status):
             return
         status = made.status

@@ -54,6 +54,9 @@ def test_a_stopped_trainer_stays_stopped_while_the_store_is_away() -> None:
     resting = suspended()
     away = replace(resting, status=status(resting), store=StoreView(reason="Unreachable", error="no route"))
     assert trainer_replicas(away) == 0
+    resumed = observed(trainer=STOPPED, store=away.store, status=away.status)
+    assert trainer_replicas(resumed) == 0
+    assert "no route" in condition(resumed, ConditionType.TRAINER_READY).message, "no pod is missing"
     new = observed(trainer=STOPPED, store=away.store, status=SpeculatorStatus())
     assert trainer_replicas(new) == 1, "nothing was lost that the trainer could begin anew"
 

@@ -142,7 +142,7 @@ async def test_faults_are_read_again_with_backoff_and_a_person_does_not_wait_for
 async def test_a_write_and_a_fence_are_a_reason_to_read(schedule: Schedule) -> None:
     schedule.reader.view = store(0)
     await schedule.read_at(300)
-    schedule.access.read_everything_next()
+    schedule.access.read_next()
     assert schedule.access.seconds_until_due() == 0
     assert await schedule.read_at(1) == [1]
 

@@ -58,7 +58,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.newest = 0
         self.joined = 0
         self.observation_gap = True
-        self.fencing_epoch = 0
+        self.refused_by_epoch = 0
         self.end = JUDGED
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
@@ -254,7 +254,7 @@ class RolloutMachine(RuleBasedStateMachine):
             pin_set=self.pin is not None,
             abort=self.abort,
             observation_gap=self.observation_gap,
-            fencing_epoch=self.fencing_epoch,
+            refused_by_epoch=self.refused_by_epoch,
         )
 
     @rule(ticks=st.integers(1, 6))
@@ -289,7 +289,7 @@ class RolloutMachine(RuleBasedStateMachine):
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
             event(made.event)
-        self.observation_gap, self.fencing_epoch = False, 0
+        self.observation_gap, self.refused_by_epoch = False, 0
         actions: list[Callable[[], None]] = [lambda: self.advance(made), lambda: self.persist(made)]
         for number, action in enumerate([*actions, *self.swaps(made)]):
             if number == dies_after:
@@ -339,7 +339,7 @@ class RolloutMachine(RuleBasedStateMachine):
             for pod in self.pods:
                 reached = pod.reachable and pod.ready and not pod.node_lost
                 if pod.name == name and reached and not pod.swap(version, made.rollout.epoch):
-                    self.fencing_epoch = max(self.fencing_epoch, pod.epoch)
+                    self.refused_by_epoch = max(self.refused_by_epoch, pod.epoch)
 
         return [partial(ask, name, version) for name, version in made.swaps.items()]
 

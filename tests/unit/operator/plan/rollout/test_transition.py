@@ -255,7 +255,7 @@ def test_each_phase_and_judgement_has_one_row_and_every_phase_is_entered_and_lef
 
 
 def test_a_higher_epoch_of_a_pod_is_passed_at_once_unless_the_status_knows_it_too() -> None:
-    assert [step(world(pod(A), fencing_epoch=41), Roll(epoch=e)).rollout.epoch for e in (3, 41)] == [42, 41]
+    assert [step(world(pod(A), refused_by_epoch=41), Roll(epoch=e)).rollout.epoch for e in (3, 41)] == [42, 41]
 
 
 def test_a_stray_pod_returns_during_a_pause_of_a_watch() -> None:
