@@ -8,18 +8,18 @@ Invariant: while the store cannot be read, nothing is decided about versions, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.capture import FIRST_DRAFT_FACTOR
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.children.inference_deployment import served_image
+from aurora_operator.children.inference_deployment import choice_digest, served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import Observed
+from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap, TraceLimit
@@ -31,11 +31,10 @@ from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.rollout import machine
 from aurora_operator.plan.rollout.machine import Step
 from aurora_operator.plan.rollout.roll import read_roll
-from aurora_operator.plan.rollout.world import Pod
+from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
-from aurora_operator.plan.world_builder import rollout_pods, world_of
-from aurora_protocol.agent_api import SwapRequest, TraceBudget
+from aurora_protocol.agent_api import LiveCounters, SwapRequest, SwapStatus, TraceBudget
 from aurora_protocol.pod_settings import Replica
 
 
@@ -76,7 +75,7 @@ def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     """The plan while no channel can be read: write the channel's first record once the initial draft is registered."""
     old = observed.status
     kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
-    status = status_of(observed, rollout_pods(observed), kept, now)
+    status = status_of(observed, _rollout_pods(observed), kept, now)
     advance = first_channel(observed, now) if observed.store.ok else None
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=observed.store.ok)
 
@@ -86,12 +85,12 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 
     The candidate comes first, because the rollout may start with a version that passes now.
     """
-    old, pods = observed.status, rollout_pods(observed)
+    old, pods = observed.status, _rollout_pods(observed)
     rejected = _known_rejected(observed)
     inputs = ValidationInputs(observed, rejected, now)
     validated = decide(inputs)
     rejected = rejected.union(() if validated.reject is None else (validated.reject,))
-    step = machine.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
+    step = machine.step(_world_of(observed, pods, validated, rejected, now), read_roll(old))
     if step.advance is not None and step.advance.reject is not None:
         rejected |= {step.advance.reject}
     measurement = _measurement(observed, config, validated, step)
@@ -248,3 +247,73 @@ def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
         or serving != observed.spec.serving.replicas
         or (roll.phase is not RolloutPhase.IDLE and not roll.paused)
     )
+
+
+# the input of the rollout ---------------------------------------------------------------------------------------------
+
+
+def _rollout_pods(observed: Observed) -> tuple[Pod, ...]:
+    """The pods that are not terminating, lent replicas included."""
+    return tuple(_rollout_pod(view) for view in observed.pods if not view.terminating)
+
+
+def _rollout_pod(view: PodView) -> Pod:
+    agent = view.agent
+    return Pod(
+        name=view.name,
+        ready=view.ready and agent is not None and agent.engine_ready,
+        kubernetes_ready=view.ready,
+        version=agent.version if agent else None,
+        checksum=agent.checksum if agent else None,
+        swap=agent.swap if agent else SwapStatus(),
+        boot=agent.boot if agent else "",
+        lone_restarts=view.lone_restarts,
+        counters=agent.live if agent else LiveCounters(),
+    )
+
+
+def _world_of(
+    observed: Observed, pods: Iterable[Pod], validation: ValidationDecision, rejected: frozenset[int], now: datetime
+) -> World:
+    """The world of the pods that serve or start.
+
+    Withdrawn pods are left out: the rollout must neither miss them nor ask them for anything. Pods that wait for a node
+    are left out too, because they may wait forever. They take the active version once they start.
+
+    Args:
+        rejected: versions that are never rolled out again.
+    """
+    store, channel, pin = observed.store, observed.store.channel, observed.spec.rollout.pin
+    assert channel is not None, "called only while there is a channel"
+    away, next_version = lending.withdrawn_pods(observed), validation.next_version
+    absent = away | {view.name for view in observed.pods if view.waits_for_node}
+    return World(
+        now=now,
+        active=channel.active,
+        previous=channel.previous,
+        rejected=frozenset(channel.rejected),
+        channel_reason=channel.reason,
+        channel_message=channel.message,
+        epoch=channel.epoch,
+        pods=tuple(pod for pod in pods if pod.name not in absent),
+        serving_digest=choice_digest(observed.owner, observed.spec),
+        policy=RolloutPolicy.of(observed.spec.rollout),
+        paused=_pause_reason(observed),
+        next_version=next_version if next_version not in rejected and not (away or observed.spec_fault) else None,
+        newest_version=max(store.registrations.keys() - rejected, default=0),
+        promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
+        pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
+        pin_set=pin is not None,
+        abort=observed.abort,
+        observation_gap=observed.observation_gap,
+        refused_by_epoch=observed.refused_by_epoch,
+    )
+
+
+def _pause_reason(observed: Observed) -> str:
+    deployed = observed.deployed
+    if observed.spec_fault:
+        return "the spec cannot be used"
+    if deployed is not None and deployed.restarting_since is not None and not deployed.whole:
+        return "the pods restart with the upgraded operator's template"
+    return "spec.rollout.paused is true" if observed.spec.rollout.paused else ""

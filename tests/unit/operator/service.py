@@ -37,7 +37,7 @@ class ServicePod:
     counters: LiveCounters = field(default_factory=LiveCounters)
     swap: SwapStatus = field(default_factory=SwapStatus)
     scheduled: bool = True
-    """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
+    """The pod has a node. The world of a roll leaves out pods without one (``planner``)."""
     starts: bool = False
     """The pod is new, and ready at the reconcile after the next one."""
     lone_restarts: int = 0
