@@ -30,7 +30,8 @@ class TrainingSpec(Model):
     suspended: bool = Field(
         default=False,
         description="Stop training, and tracing for it. The trainer's pod ends, so its device is free. Pods go on"
-        " serving the active draft, and a candidate that was offered before is still measured and rolled out.",
+        " serving the active draft, and a candidate that was offered before is still measured and rolled out, if enough"
+        " requests are held out. No trace is deleted meanwhile.",
     )
     passes: int = Field(
         default=16,

@@ -1,4 +1,4 @@
-"""What the operator's pods have in common: containers, environment, security context, and the user's template. Pure.
+"""The parts that all pods of the operator share: containers, environment, security context, user template. Pure.
 
 A user's partial template merges over ours. Lists merge as in Kubernetes' strategic merge patch, by the key that
 Kubernetes declares for the field. A list without such a key is replaced. ``null`` removes a key.

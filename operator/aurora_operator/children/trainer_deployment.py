@@ -13,7 +13,7 @@ Invariants:
   state then takes the next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's
   state.
 
-A suspended trainer runs only while something needs it (``plan/wanted_children.py``).
+A suspended trainer runs only until the lineage has begun (``plan/wanted_children.py``).
 """
 
 from __future__ import annotations

@@ -41,7 +41,6 @@ from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, Observed, StoreView
 from aurora_operator.plan import lending
 from aurora_operator.plan.figures import ratio_text
-from aurora_operator.plan.wanted_children import trainer_replicas
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=10)
@@ -355,15 +354,14 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
 def shortage(observed: Observed, now: datetime) -> str:
     """Why no measurement may begin, by the trainer's count of held-out requests; empty when one may.
 
-    A validator that finds too few held-out prompts has taken a machine in vain. Where nobody knows the count, the
-    measurement begins. The record of a silent trainer tells the count only if the operator stopped that trainer.
+    A validator that finds too few held-out prompts has taken a machine in vain. Where nobody knows the count, or the
+    trainer is silent, the measurement begins, unless training is suspended: the count cannot grow then.
     """
     record, needed = observed.store.trainer, observed.spec.validation.prompts_needed
-    if record is None or record.held_out_requests is None or record.held_out_requests >= needed:
+    count = record.held_out_requests if record else None
+    if observed.spec.training.suspended and (count or 0) < needed:
+        return f"{count or 0} of {needed} held-out requests are there, and training is suspended, so nothing is traced"
+    if count is None or count >= needed or observed.store.trainer_is_silent(now):
         return ""
-    if observed.store.trainer_is_silent(now) and trainer_replicas(observed) > 0:
-        return ""
-    return (
-        f"waiting for held-out requests: {record.held_out_requests} of {needed}. One request per"
-        " conversation counts, and one conversation in eight is held out"
-    )
+    counted = "One request per conversation counts, and one conversation in eight is held out"
+    return f"waiting for held-out requests: {count} of {needed}. {counted}"

@@ -1,7 +1,7 @@
 """Which children should exist, and which of them run. Pure.
 
-While training is suspended no trainer runs, and the inference pods trace nothing (``planner``). So the store stays
-bounded without a trainer, whose machine is free.
+While training is suspended no trainer runs, and the agents that can be reached are told to trace nothing (``planner``):
+only a trainer deletes traces.
 """
 
 from __future__ import annotations

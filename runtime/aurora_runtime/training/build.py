@@ -12,7 +12,6 @@ import torch
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import PUBLISH_SECONDS, TrainerSettings
-from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
@@ -89,10 +88,7 @@ class TrainerContext:
 
     def call(self, action: str, function: Callable[[], T]) -> T:
         """Call the store until it answers. Each failure is announced, because some end only when a person acts."""
-        return self.retrier.call(action, function, self._announce)
-
-    def _announce(self, message: str) -> None:
-        StatusWriter(self.registry).announce(TrainerPhase.STARTING, message=message)
+        return self.retrier.call(action, function, StatusWriter(self.registry).announce)
 
 
 def build_trainer(

@@ -17,7 +17,6 @@ import torch
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
-from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import GpuMissing, Interrupted
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.termination_message import errors_reported
@@ -45,9 +44,7 @@ def run(
 ) -> None:
     """Create the lineage if needed, then train. Returns when ``retrier`` is stopped."""
 
-    def announce(message: str) -> None:
-        StatusWriter(registry).announce(TrainerPhase.STARTING, message=message)
-
+    announce = StatusWriter(registry).announce
     target = retrier.call("reading the target", lambda: load_target(settings.target), announce)
     retrier.call("opening the store", registry.objects.probe, announce)
     lineage = retrier.call(

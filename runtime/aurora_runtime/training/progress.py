@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -40,10 +39,8 @@ class StatusWriter:
             return False
         return True
 
-    def announce(self, phase: TrainerPhase, **changed: Any) -> bool:
-        """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values.
-
-        Returns False when the store refused the status.
+    def announce(self, message: str) -> None:
+        """Say why a trainer does not train yet. The other fields keep their values.
 
         ``held_out_requests`` is reset, because only a trainer that trains knows it. A measurement waits while the count
         is too low, so a count that nobody renews could delay it for ever. Without a count a measurement may begin too
@@ -56,10 +53,10 @@ class StatusWriter:
             previous = None  # a damaged record; nothing is decided from the record
         except StoreError as error:
             log.warning("status not written: %s", error)
-            return False
+            return
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
-        fields |= {"held_out_requests": None}
-        return self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
+        fields |= {"held_out_requests": None, "message": message, "phase": TrainerPhase.STARTING, "updated": utc_now()}
+        self.write(TrainerStatus.model_validate(fields))
 
 
 class Progress:

@@ -362,8 +362,10 @@ def _check_that_lookup_is_traced(pod: PodProcesses, world: World, repetition: li
     prompt = list(repetition)
     for _ in range(20):
         prompt += repetition[-1:]
-        asked = tuple(prompt + generate(pod.engine_url, prompt, 128)["output_ids"])
+        answer = generate(pod.engine_url, prompt, 128)
+        asked = tuple(prompt + answer["output_ids"])
         trace = collect_traces(world.registry, {asked})[asked]
+        check_trace(trace, prompt, answer, world.number(prompt), most_steps=LOOKUP_STEPS)
         if max(trace.node_count.tolist()) > 1:
             return
     pytest.fail("no round proposed looked-up tokens")

@@ -10,7 +10,7 @@ from tests.unit.training import tiny
 
 def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
     registry, _ = tiny.memory_registry()
-    StatusWriter(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
+    StatusWriter(registry).announce("reading the target failed: set HF_TOKEN")
     status = registry.trainer_status()
     assert status is not None
     assert (status.phase, status.message, status.step) == (
@@ -24,26 +24,17 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         "held_out_requests": 3,
     }
     registry.put_trainer_status(status.model_copy(update=reported))
-    StatusWriter(registry).announce(TrainerPhase.STARTING, lineage=1)
+    StatusWriter(registry).announce("loading")
     status = registry.trainer_status()
     assert status is not None
-    assert (status.phase, status.step, status.held_out_acceptance_length, status.lineage) == (
-        TrainerPhase.STARTING,
-        7,
-        2.5,
-        1,
-    )
+    assert (status.step, status.held_out_acceptance_length, status.message) == (7, 2.5, "loading")
     assert status.held_out_requests is None, "a trainer that cannot start delays no measurement"
-    StatusWriter(registry).announce(TrainerPhase.STARTING, held_out_requests=0)
-    status = registry.trainer_status()
-    assert status is not None
-    assert status.held_out_requests == 0
 
 
 def test_a_status_that_cannot_be_read_is_replaced() -> None:
     registry, _ = tiny.memory_registry()
     registry.objects.put(Keys.TRAINER_STATUS, b'{"schemaVersion": 2, "phase": "Dreaming"}')
-    StatusWriter(registry).announce(TrainerPhase.STARTING, message="loading")
+    StatusWriter(registry).announce("loading")
     status = registry.trainer_status()
     assert status is not None
     assert (status.phase, status.message) == (TrainerPhase.STARTING, "loading")

@@ -4,10 +4,10 @@ First the roll adopts what the channel says already, and then come pins. Each ph
 failures that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the
 canary waits until there is traffic, or until a person pins or aborts the version.
 
-Invariants: a version is rejected when more engines crash with it than are tolerated, or when its roll makes no progress
-after a crash. This holds even when live analysis is off; otherwise the version would be offered again and crash engines
-forever. Time alone never rejects a version. The version is not blamed for an agent that does not answer while its pod
-is up, for engines that restart together with their agents, or for a store that does not hand the draft out.
+Invariants: a version is rejected when more engines crash with it than are tolerated, or when one crashed, and its roll
+stands still while a pod with the version is not ready. This holds even when live analysis is off; otherwise the version
+would be offered again and crash engines forever. The version is not blamed for an agent that does not answer while its
+pod is up, for engines that restart together with their agents, or for a store that does not hand the draft out.
 """
 
 from __future__ import annotations
@@ -192,14 +192,15 @@ def _failed_swap(facts: RolloutFacts) -> str:
 
 
 def _lost_engines(facts: RolloutFacts) -> Reject | None:
-    """A rejection when more engines crashed with the version than the policy tolerates, or the roll stands still since.
+    """A rejection when more engines crashed with the version than the policy tolerates, or one has not come back.
 
-    A roll that ended without blame after a crash would begin again, and crash the same engine again.
+    If the roll then ended without blame, it would begin again, and crash the same engine again.
     """
     count, crashed = facts.roll.engine_crashes, f"crashed while serving version {facts.version}"
     if count > facts.world.policy.analysis.failure_limit:
         return Reject(f"{count} engines {crashed}")
-    return Reject(f"an engine {crashed}, and {_no_progress(facts)}") if count and facts.no_progress else None
+    away = any(pod.name in facts.roll.lone_restarts and not pod.kubernetes_ready for pod in facts.world.pods)
+    return Reject(f"an engine {crashed}, and {_no_progress(facts)}") if count and away and facts.no_progress else None
 
 
 def _no_progress(facts: RolloutFacts) -> str:

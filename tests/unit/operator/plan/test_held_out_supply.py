@@ -15,11 +15,9 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
-from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.training_records import TrainerStatus
 from tests.unit.operator.worlds import (
     NOW,
-    agent,
     made,
     observed,
     pod,
@@ -29,7 +27,6 @@ from tests.unit.operator.worlds import (
     validating,
 )
 
-NO_TRACES = TraceBudget(tokens_per_minute=0)
 NEEDED = 16
 """Four times the highest of ``concurrencies``, by default."""
 ON_JOB = spec(serving={"replicas": 2})
@@ -104,14 +101,17 @@ def test_the_report_of_a_silent_trainer_holds_back_no_measurement() -> None:
 
 
 @pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)
-def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
-    """The count cannot grow, so a measurement could not succeed."""
-    stopped = spec(serving={"replicas": 2}, training={"suspended": True}, capture={"tokensPerMinute": 0})
-    pods = tuple(pod(name, 0, agent=agent(name, 0, trace_budget=NO_TRACES)) for name in ("chat-a", "chat-b"))
-    waits = made(observed(spec=stopped, pods=pods, store=replace(store(0, 1), trainer=record(0, age))))
-    assert waits.job is None
-    assert "ValidationStarted" not in events(waits)
-    begins = made(observed(spec=stopped, pods=pods, store=replace(store(0, 1), trainer=record(NEEDED, age))))
+def test_a_candidate_waits_while_training_is_suspended_until_enough_is_held_out(age: timedelta) -> None:
+    """The count cannot grow, so each measurement would take a machine in vain."""
+    suspended = spec(serving={"replicas": 2}, training={"suspended": True})
+    for unknown in (None, record(None, age), record(0, age)):
+        waits = made(observed(spec=suspended, store=replace(store(0, 1), trainer=unknown)))
+        assert waits.job is None
+        assert "ValidationStarted" not in events(waits)
+        assert waits.status is not None
+        assert waits.status.candidate is not None
+        assert "suspended" in waits.status.candidate.message
+    begins = made(observed(spec=suspended, store=replace(store(0, 1), trainer=record(NEEDED, age))))
     assert begins.job is not None
 
 

@@ -156,12 +156,22 @@ def test_different_weights_under_one_version_reject_it() -> None:
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
-def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
+@pytest.mark.parametrize("crashes", [0, 1], ids=["none crashed", "one crashed and is back"])
+def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(
+    phase: RolloutPhase, crashes: int
+) -> None:
     silent = pod(A, None, checksum=None, ready=False, kubernetes_ready=True)
-    state = rolling(phase, lone_restarts={A: 0})
+    state = rolling(phase, lone_restarts={A: 0}).model_copy(update={"engine_crashes": crashes})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
     assert held.rollout.phase is phase
     late = step(world(silent, pod(B), now=NOW + timedelta(seconds=601)), held.rollout)
+    assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
+def test_a_pod_on_a_lost_node_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
+    lost = pod(A, None, checksum=None, ready=False, kubernetes_ready=False)
+    late = step(world(lost, pod(B), now=NOW + timedelta(seconds=601)), rolling(phase, lone_restarts={A: 0}))
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
 
 
@@ -176,10 +186,12 @@ def test_two_silent_agents_do_not_hold_a_roll_for_ever() -> None:
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
 
 
-def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None:
+@pytest.mark.parametrize("crashes", [0, 1], ids=["none crashed", "one crashed and is back"])
+def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing(crashes: int) -> None:
     fetching = pod(A, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
+    state = rolling(lone_restarts={A: 0}).model_copy(update={"engine_crashes": crashes})
     for seconds, phase in ((600, RolloutPhase.ROLLING), (601, RolloutPhase.IDLE)):
-        late = step(world(fetching, pod(B), now=NOW + timedelta(seconds=seconds)), rolling(lone_restarts={A: 0}))
+        late = step(world(fetching, pod(B), now=NOW + timedelta(seconds=seconds)), state)
         assert (late.rollout.phase, late.advance) == (phase, None)
 
 

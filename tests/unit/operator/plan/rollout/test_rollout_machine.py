@@ -120,7 +120,8 @@ class RolloutMachine(RuleBasedStateMachine):
         if not self.pods:
             return
         pod = self.pods[which % len(self.pods)]
-        self.blame()
+        if fault in ("restarts", "other weights"):
+            self.blame()
         if fault == "dies":
             self.pods.remove(pod)
         elif fault == "unreachable":
@@ -138,8 +139,9 @@ class RolloutMachine(RuleBasedStateMachine):
         self.a_roll_comes_far(kind="good", ticks=before)
         having = [pod for pod in self.pods if pod.version == self.status.version and pod.ready]
         for pod in having[:1]:
-            self.blame()
-            pod.crash(pod.version, with_agent=why == "reboot")
+            if not why:
+                self.blame()
+            pod.crash(pod.version, with_agent=bool(why))
             pod.slow, pod.node_lost = True, why == "node"
             self.time_goes_on(ticks)
 
@@ -277,7 +279,7 @@ class RolloutMachine(RuleBasedStateMachine):
         """Observe, plan and act. The process dies after ``dies_after`` actions, when there are more."""
         world = self.world()
         made = step(world, self.status)
-        faulty = any(pod.salt or pod.slow or pod.node_lost or not pod.reachable for pod in self.pods)
+        faulty = any(pod.salt for pod in self.pods)
         for version in (self.status.version, made.rollout.version):
             if version is None:
                 continue
