@@ -1,7 +1,7 @@
 """The agent's HTTP API: bodies exchanged between the agent of an inference pod and its callers.
 
-The operator orders swaps and lends replicas. A validator that measures on a lent replica renews the lease and orders
-trials. Every call needs ``Authorization: Bearer <agent token>``.
+The operator orders swaps. A validator that measures on a replica asks for the pod, renews the lease and orders trials.
+Every call needs ``Authorization: Bearer <agent token>``.
 
 ======  =========================  ==========================  ==================================================
 method  path                       body                        answer
@@ -20,8 +20,7 @@ Invariants:
 - A swap request is idempotent. Asking for the version that is served, or is being swapped in, changes nothing. The
   caller polls the state for the outcome.
 - A pod is *withdrawn* while a validator measures on its engine: its engine fails the readiness probe, so the pod leaves
-  the Service. When the lease ends, the pod returns to the draft that it served before, even if the validator or the
-  operator died.
+  the Service. When the lease ends, the pod returns to the draft that it served before, even if the validator died.
 - Only a withdrawn pod loads a draft on trial. A withdrawn pod refuses swap requests (503).
 """
 
@@ -193,7 +192,7 @@ class MeasurementRequest(Record):
     epoch: int = Field(ge=1, description="Fence, as in :class:`SwapRequest`.")
     lease_seconds: int = Field(ge=0, le=3600, description="Length of the lease from now on. 0 gives the pod back.")
     begin: bool = Field(
-        default=False, description="Withdraw the pod. Only the operator sets this, because it alone knows all pods."
+        default=False, description="Withdraw the pod, if it serves. Without it, a lease that is over stays over."
     )
 
 

@@ -128,7 +128,7 @@ class TrainerSettings(_PodSettings):
 
 
 class Replica(Record):
-    """The withdrawn inference pod to measure on, with the name and the fence of the measurement."""
+    """The inference pod to measure on, with the name and the fence of the measurement."""
 
     pod: str = Field(description="Name of the pod.")
     ip: str = Field(description="Address of the pod.")
@@ -163,5 +163,5 @@ class ValidationSettings(_PodSettings):
     attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")
     image: str = Field(default="", description="Container image of the engine.")
     replica: Replica | None = Field(
-        default=None, description="The withdrawn pod to measure on. None: start engines in the Job's own pod."
+        default=None, description="The pod to measure on. None: start engines in the Job's own pod."
     )

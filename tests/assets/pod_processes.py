@@ -19,7 +19,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from aurora_protocol.agent_api import PROBE_HEADER, AgentState, MeasurementRequest, SwapRequest
+from aurora_protocol.agent_api import PROBE_HEADER, AgentState, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.engine.server_process import free_port
@@ -238,11 +238,6 @@ class PodProcesses:
     def request_swap(self, request: SwapRequest, *, token: str = AGENT_TOKEN) -> int:
         """Ask the agent for a swap, as the operator does. Returns the HTTP status."""
         return http_status(f"{self.agent_url}/v1/draft", body=request.to_json(), method="PUT", token=token)
-
-    def request_measurement(self, measurement: str, lease_seconds: int, *, begin: bool = False, epoch: int = 2) -> int:
-        """Begin a measurement as the operator does, or renew its lease as the validator does. Returns the status."""
-        request = MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease_seconds, begin=begin)
-        return http_status(f"{self.agent_url}/v1/measurement", body=request.to_json(), method="PUT", token=AGENT_TOKEN)
 
     def wait_until_swap_ends(self, *, timeout_seconds: float = 120) -> AgentState:
         """Wait until no swap is going on, and return the agent's state."""

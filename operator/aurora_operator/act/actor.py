@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aurora_operator.act.child_writer import ChildWriter
@@ -24,7 +24,7 @@ from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.plan import LeaseRequest, Plan
+from aurora_operator.plan import Plan
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
@@ -85,10 +85,7 @@ class Actor:
             await write_status(self._api, owner, plan.status)
         wanted_job = None if children.workloads_held else plan.job
         job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
-        # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
-        may_withdraw = not (job.job_waits or children.workloads_held)
-        leases = [lease for lease in plan.leases if may_withdraw or not lease.request.begin]
-        refused_by_epoch = await _ask(owner.full_name, [*self._requests(plan, leases, snapshot.agent_token)])
+        refused_by_epoch = await _ask(owner.full_name, [*self._requests(plan, snapshot.agent_token)])
         for note in plan.notes:
             self._events.post(note, owner)
         return ExecutionResult(
@@ -99,7 +96,7 @@ class Actor:
             wrote_status=plan.status is not None,
         )
 
-    def _requests(self, plan: Plan, leases: Iterable[LeaseRequest], token: str) -> Iterator[_AgentRequest]:
+    def _requests(self, plan: Plan, token: str) -> Iterator[_AgentRequest]:
         now = time.monotonic()
         self._asked = {key: at for key, at in self._asked.items() if now - at < ASK_AGAIN_SECONDS}
         for swap in plan.swaps:
@@ -108,10 +105,6 @@ class Actor:
                 continue
             epoch, call = swap.request.epoch, self._agents.swap(swap.ip, token, swap.request)
             yield _AgentRequest(f"swap pod {swap.pod} to version {swap.request.version} (epoch {epoch})", epoch, call)
-        for lease in leases:
-            action, measurement = "withdraw" if lease.request.begin else "return", lease.request.measurement
-            call = self._agents.lease(lease.ip, token, lease.request)
-            yield _AgentRequest(f"{action} pod {lease.pod} for {measurement}", lease.request.epoch, call)
         for limit in plan.trace_limits:
             call = self._agents.limit_traces(limit.ip, token, limit.budget)
             yield _AgentRequest(f"limit the traces of pod {limit.pod}", 0, call)

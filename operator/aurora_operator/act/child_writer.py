@@ -64,8 +64,6 @@ class WriteResult:
     name_taken: tuple[str, ...] = ()
     """Children whose name an object of another owner has, as ``<Kind> <name>``."""
     refused: RefusedJob | None = None
-    job_waits: bool = False
-    """No Job may be created, because an obsolete one is not deleted."""
     workloads_held: bool = False
     """No Deployment was written, and no Job may be: their pods would use what is not ours."""
 
@@ -136,7 +134,7 @@ class ChildWriter:
         """
         errors = await self._delete(filter(None, (existing.get((JOB.kind, name)) for name in obsolete)))
         if errors:
-            return WriteResult(tuple(errors), job_waits=True)
+            return WriteResult(tuple(errors))
         return WriteResult() if job is None else await self._create_job(owner, job)
 
     async def _delete(self, objects: Iterable[Object]) -> list[str]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
-from aurora_protocol.agent_api import MeasurementRequest, SwapRequest, TraceBudget
+from aurora_protocol.agent_api import SwapRequest, TraceBudget
 from aurora_protocol.draft_records import Channel
 
 
@@ -22,15 +22,6 @@ class Swap:
     pod: str
     ip: str
     request: SwapRequest
-
-
-@dataclass(frozen=True)
-class LeaseRequest:
-    """Ask the agent of a pod to withdraw the pod for a measurement, or to return the pod to its Service."""
-
-    pod: str
-    ip: str
-    request: MeasurementRequest
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class MeasurementStage(StrEnum):
     """What a candidate means for those of the other speculators of its namespace."""
 
     MEASURING = "measuring"
-    """It has a Job or a replica."""
+    """It has a Job."""
     WAITING = "waiting"
     """It could be measured, but for the measurement of another one."""
 
@@ -77,7 +68,6 @@ class Plan:
     job: Object | None = None
     """A Job to create unless it exists."""
     swaps: tuple[Swap, ...] = ()
-    leases: tuple[LeaseRequest, ...] = ()
     trace_limits: tuple[TraceLimit, ...] = ()
     notes: tuple[EventNote, ...] = field(default=())
     decisions: tuple[str, ...] = ()

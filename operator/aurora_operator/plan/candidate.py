@@ -16,13 +16,13 @@ and nothing newer is measured: it would be compared with a version that is about
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
 version waits (``aurora_runtime.validation.rounds``). Nor is a candidate replaced whose Job is suspended by a
-queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits. If it measures
-on a replica and is resumed after the replica's lease, the attempt fails.
+queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits. If it is
+resumed after its replica is gone, the attempt fails.
 
 A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. So does one while
 another speculator of its namespace measures: measurements may take all GPUs of a team's quota otherwise. With
-``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the replica has to
-serve again, the attempt fails, and the next one waits: the loan itself may have overloaded the other pods.
+``validation.measureOn: Replica``, the Job waits until a replica can be lent (``plan/lending.py``). When the replica has
+to serve again, the attempt fails, and the next one waits: the loan itself may have overloaded the other pods.
 
 Invariants: one Job at a time. A candidate is measured once against one active version. A measurement that could not be
 made says nothing about the candidate, even when the API server refused the Job. A candidate is rolled out only with the
@@ -36,7 +36,6 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
-from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, Observed, StoreView
 from aurora_operator.plan import lending
@@ -147,8 +146,9 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
         return None
     if candidate.phase not in DECIDED and candidate.version not in inputs.store.registrations:
         return None  # its registration was deleted, so it can be neither measured nor rolled out
-    if candidate.pod is not None and inputs.observed.spec.validation.measure_on is not MeasureOn.REPLICA:
-        candidate = candidate.model_copy(update={"pod": None})
+    if candidate.phase is CandidatePhase.VALIDATING:
+        pod = lending.lent_pod(inputs.observed, candidate, inputs.job_of(candidate))
+        candidate = candidate.model_copy(update={"pod": pod})
     if candidate.version in inputs.rejected and candidate.phase not in DECIDED:
         rolled = inputs.rollout.version == candidate.version
         update = {"phase": CandidatePhase.REJECTED, "message": inputs.rollout.message if rolled else "rejected before"}
@@ -197,9 +197,9 @@ def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int 
 
 
 def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
-    """No replica is on its way, and neither Job nor evidence exist."""
+    """Neither Job nor evidence exist."""
     measured = any(proof.attempt == candidate.attempt for proof in inputs.store.evidence_of(candidate.version))
-    return candidate.pod is None and inputs.job_of(candidate) is None and not measured
+    return inputs.job_of(candidate) is None and not measured
 
 
 # attempts ------------------------------------------------------------------------------------------------------------
@@ -252,28 +252,28 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     job = inputs.job_of(candidate)
     if reason := _failure(inputs, candidate, job):
         return _failed(inputs, candidate, reason)
-    has_place = job is not None or candidate.pod is not None
-    if candidate.since is None and has_place:  # the Job was created just before the status was written
+    if candidate.since is None and job is not None:  # the Job was created just before the status was written
         return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
-    if candidate.since is None or (shortage(inputs.observed, inputs.now) and not has_place):
+    if candidate.since is None or (shortage(inputs.observed, inputs.now) and job is None):
         return _begin_attempt(inputs, candidate)
     return ValidationDecision(candidate)
 
 
 def _failure(inputs: ValidationInputs, candidate: CandidateStatus, job: JobView | None) -> str:
     """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
-    reason = lending.recall(inputs.observed) if candidate.pod is not None else ""
-    recall = f"its replica had to serve again: {reason}" if reason else ""
     if job is None:
         refused = inputs.observed.refused_job
         its_own = refused is not None and refused.name == candidate.job
-        return f"the API server refused {refused.message}" if refused is not None and its_own else recall
+        return f"the API server refused {refused.message}" if refused is not None and its_own else ""
     if job.unplaced_since is not None and inputs.now - job.unplaced_since > NODE_WAIT:
         return (
             f"no node had room for its pod for {NODE_WAIT // timedelta(minutes=1)} minutes ({job.waiting}). Make room,"
             " or measure on a replica (validation.measureOn)"
         )
-    return (job.message or "the Job ended without evidence; see its log") if job.finished else recall
+    if job.finished:
+        return job.message or "the Job ended without evidence; see its log"
+    reason = lending.recall_reason(inputs.observed, candidate.pod) if candidate.pod is not None else ""
+    return f"its replica had to serve again: {reason}" if reason else ""
 
 
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
@@ -344,11 +344,16 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
     if candidate.since is None:
         return inputs.obstacle
     again = f", because {why}" if (why := _WHY_AGAIN.get(candidate.attempt_reason)) else ""
-    job, on = inputs.job_of(candidate), f"the replica {candidate.pod}, which has left the Service"
-    message = f"measuring on {on}{again}" if candidate.pod else f"{MEASURING}{again}"
+    job = inputs.job_of(candidate)
+    message = (measuring_on(candidate.pod) if candidate.pod else MEASURING) + again
     if job is not None and job.suspended:
         return f"{message}; its Job is suspended, by a queue or a person. kubectl aurora abort ends the wait"
     return f"{message}; its pod does not start: {job.waiting}" if job is not None and job.waiting else message
+
+
+def measuring_on(pod: str) -> str:
+    """What a candidate says that is measured on the replica ``pod``."""
+    return f"measuring on the replica {pod}, which serves no clients meanwhile"
 
 
 def shortage(observed: Observed, now: datetime) -> str:

@@ -22,8 +22,8 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
-from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap, TraceLimit
-from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide
+from aurora_operator.plan.actions import MeasurementStage, Plan, Swap, TraceLimit
+from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, measuring_on
 from aurora_operator.plan.channel import digest_of, first_channel, next_channel, usable_store, with_digests
 from aurora_operator.plan.conditions import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
@@ -116,11 +116,10 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         measurement=_measurement_stage(observed, inputs, measurement),
         delete_jobs=measurement.obsolete_jobs,
         swaps=swaps,
-        leases=measurement.leases,
         notes=tuple(notes(old, status, events)),
         decisions=tuple(event.reason for event in events),
         decides_versions=True,
-        moving=_is_moving(observed, pods, step) or bool(swaps or measurement.leases),
+        moving=_is_moving(observed, pods, step) or bool(swaps),
     )
 
 
@@ -131,27 +130,44 @@ class _Measurement:
     candidate: CandidateStatus | None
     job: Object | None
     obsolete_jobs: tuple[str, ...]
-    leases: tuple[LeaseRequest, ...]
 
 
 def _measurement(observed: Observed, config: OperatorConfig, validated: ValidationDecision, step: Step) -> _Measurement:
     """The candidate's Job and its replica.
 
     A validated candidate is rolled out before the next one is measured. Measuring during a roll would take a replica
-    away from it, and would compare against a version that is about to be replaced.
+    away from it, and would compare against a version that is about to be replaced. So a Job that measures on a replica
+    is deleted when a roll begins, and created again after it.
     """
-    rollout_rests = RolloutPhase.IDLE is observed.status.rollout.phase is step.rollout.phase
-    may_lend = rollout_rests and not validated.waits
-    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
-    candidate = _candidate_after(lent.candidate, step)
-    wanted = validated.job
-    new_job = _job_to_create(observed, config, wanted, lent) if rollout_rests and not observed.spec_fault else None
-    return _Measurement(
-        candidate=candidate,
-        job=new_job,
-        obsolete_jobs=obsolete_jobs(observed.jobs, wanted, candidate.job if candidate else None),
-        leases=lent.leases,
-    )
+    rests = RolloutPhase.IDLE is observed.status.rollout.phase is step.rollout.phase
+    candidate, wanted, new_job = validated.candidate, validated.job, None
+    exists = any((job.version, job.attempt) == wanted for job in observed.jobs)
+    if wanted is not None and candidate is not None:
+        if candidate.pod is not None and not rests:
+            candidate, wanted = candidate.model_copy(update={"pod": None}), None
+        elif rests and not exists and not observed.spec_fault:
+            candidate, new_job = _begun(observed, config, candidate)
+    candidate = _candidate_after(candidate, step)
+    obsolete = obsolete_jobs(observed.jobs, wanted, candidate.job if candidate else None)
+    return _Measurement(candidate, new_job, obsolete)
+
+
+def _begun(
+    observed: Observed, config: OperatorConfig, candidate: CandidateStatus
+) -> tuple[CandidateStatus, Object | None]:
+    """The candidate with the replica that its Job measures on, and the Job. No Job while no replica can be lent."""
+    assert observed.store.channel is not None, "called only while there is a channel"
+    replica, image = None, ""
+    if observed.spec.validation.measure_on is MeasureOn.REPLICA:
+        if reason := lending.refusal_reason(observed):
+            return candidate.model_copy(update={"pod": None, "message": f"waiting for a replica: {reason}"}), None
+        pod = lending.chosen_pod(observed)
+        name = job_name(observed.owner.name, candidate.version, candidate.attempt)
+        replica = Replica(pod=pod.name, ip=pod.ip, measurement=name, epoch=_fencing_epoch(observed, pod))
+        image = served_image(observed.deployed.template) if observed.deployed else ""
+        candidate = candidate.model_copy(update={"pod": pod.name, "message": measuring_on(pod.name)})
+    chosen = ValidationAttempt(candidate.version, candidate.attempt, observed.store.channel.active, replica, image)
+    return candidate, job(observed.owner, observed.spec, config, chosen)
 
 
 def _measurement_stage(
@@ -164,7 +180,7 @@ def _measurement_stage(
     candidate, jobs = measurement.candidate, (job for job in observed.jobs if not (job.finished or job.suspended))
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return None
-    if measurement.job is not None or candidate.pod is not None or any(jobs):
+    if measurement.job is not None or any(jobs):
         return MeasurementStage.MEASURING
     waits = candidate.waits_to_begin and inputs.lacks_turn_only and inputs.rollout.phase is RolloutPhase.IDLE
     return MeasurementStage.WAITING if waits else None
@@ -188,10 +204,14 @@ def _candidate_after(candidate: CandidateStatus | None, step: Step) -> Candidate
     return candidate
 
 
-def _fencing_epoch(observed: Observed) -> int:
-    """The epoch that fences requests to withdraw a pod. Agents refuse epochs below 1."""
+def _fencing_epoch(observed: Observed, pod: PodView) -> int:
+    """The epoch that fences a Job's requests to the agent of ``pod``, which refuses them after a newer order.
+
+    The pod's own epoch counts, because a lost status has forgotten it. Agents refuse epochs below 1.
+    """
     channel_epoch = observed.store.channel.epoch if observed.store.channel else 0
-    return max(observed.status.rollout.epoch, channel_epoch, 1)
+    pod_epoch = pod.agent.swap.epoch if pod.agent else None
+    return max(observed.status.rollout.epoch, channel_epoch, pod_epoch or 0, 1)
 
 
 def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
@@ -216,25 +236,6 @@ def _trace_limits(observed: Observed) -> Iterator[TraceLimit]:
     for view in observed.pods:
         if view.ip and view.agent is not None and view.agent.trace_budget not in (None, part):
             yield TraceLimit(view.name, view.ip, part)
-
-
-def _job_to_create(
-    observed: Observed, config: OperatorConfig, wanted: tuple[int, int] | None, lent: lending.LendingDecision
-) -> Object | None:
-    """The Job of the ``wanted`` (version, attempt), when it does not exist yet and has a place to measure."""
-    channel = observed.store.channel
-    if wanted is None or channel is None or any((job.version, job.attempt) == wanted for job in observed.jobs):
-        return None
-    version, attempt = wanted
-    replica, image = None, ""
-    if observed.spec.validation.measure_on is MeasureOn.REPLICA:
-        if lent.pod is None:
-            return None
-        name = job_name(observed.owner.name, version, attempt)
-        replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
-        image = served_image(observed.deployed.template) if observed.deployed else ""
-    chosen = ValidationAttempt(version, attempt, channel.active, replica, image)
-    return job(observed.owner, observed.spec, config, chosen)
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:

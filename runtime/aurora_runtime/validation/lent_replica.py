@@ -1,4 +1,4 @@
-"""The engine of a replica that has been taken out of the Service: its agent swaps the drafts, and the replica returns.
+"""Borrows a replica's engine: its agent takes the pod out of the Service, swaps the drafts, and the pod returns.
 
 Invariants:
 
@@ -70,11 +70,14 @@ class LentReplica:
 
     @contextlib.asynccontextmanager
     async def lent(self) -> AsyncIterator[Self]:
-        """Wait until the pod is free, keep its lease, and give it back at the end."""
+        """Ask for the pod, wait until no client uses it, keep its lease, and give it back at the end.
+
+        Raises :class:`Fenced` when the pod cannot be lent: a newer roll gave it an order, or a swap runs.
+        """
         async with open_session() as self._session:
             renewal = asyncio.create_task(self._renew_lease())
             try:
-                await self._set_lease(LEASE_SECONDS)
+                await self._set_lease(LEASE_SECONDS, begin=True)
                 await self._wait_until_drained()
                 yield self
             finally:
@@ -85,10 +88,12 @@ class LentReplica:
     def _agent(self) -> AgentClient:
         return AgentClient(self._session, self.replica.agent_port, call_seconds=CALL_SECONDS)
 
-    async def _set_lease(self, seconds: int) -> None:
-        """Renew the lease, or give the pod back (0). The agent refuses once the lease was lost."""
+    async def _set_lease(self, seconds: int, *, begin: bool = False) -> None:
+        """Begin or renew the lease, or give the pod back (0). The agent renews none that is over."""
         replica = self.replica
-        request = MeasurementRequest(measurement=replica.measurement, epoch=replica.epoch, lease_seconds=seconds)
+        request = MeasurementRequest(
+            measurement=replica.measurement, epoch=replica.epoch, lease_seconds=seconds, begin=begin
+        )
         await self._agent().lease(replica.ip, self.token, request)
 
     async def _renew_lease(self) -> None:

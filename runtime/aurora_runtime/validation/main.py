@@ -174,14 +174,14 @@ async def validate(settings: ValidationSettings, registry: PodRegistry, scratch:
             device = Device.CPU if settings.replica else settings.device
             machine = await call_in_thread(lambda: detect_machine(device))
             return run.evidence(machine, Measurement.rejected_unmeasured(str(refusal)))
+        traffic = await run.read_traffic()
         if settings.replica is None:
-            traffic = await run.read_traffic()
             engine = await _job_engine(run, traffic, candidate, scratch)
             async with engine.running():
                 return await _measure(run, traffic, engine)
         replica = LentReplica(settings.replica, (keys / AGENT_TOKEN).read_text().strip(), run.drafts, deadline)
         async with replica.lent():
-            return await _measure(run, await run.read_traffic(), replica)
+            return await _measure(run, traffic, replica)
 
 
 async def _measure(run: ValidationRun, traffic: Traffic, host: JobEngine | LentReplica) -> Evidence:

@@ -146,15 +146,22 @@ import json, os, pathlib, time, urllib.request
 replica = json.loads(os.environ["AURORA_SETTINGS"])["replica"]
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
 url = f"http://{replica['ip']}:{replica.get('agentPort', 8471)}/v1/measurement"
-for _ in range(15):
-    body = {"measurement": replica["measurement"], "epoch": replica["epoch"], "leaseSeconds": 10, "begin": False}
+
+def lease(seconds, begin=False):
+    body = {"measurement": replica["measurement"], "epoch": replica["epoch"], "leaseSeconds": seconds, "begin": begin}
     headers = {"Authorization": f"Bearer {token}"}
     urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers, method="PUT"))
-    time.sleep(1)
+
+try:
+    for second in range(15):
+        lease(10, begin=second == 0)
+        time.sleep(1)
+finally:
+    lease(0)
 open("/dev/termination-log", "w").write("the stand-in measures nothing")
 sys.exit(1)
 """
-"""Keeps its replica withdrawn for 15 s, or until the agent refuses to renew the lease."""
+"""Holds its replica for 15 s, or until it is told to end, or the agent refuses to renew the lease."""
 
 EXIT_ON_SIGTERM = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
 """Without a handler, process 1 ignores SIGTERM."""

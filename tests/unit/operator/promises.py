@@ -6,19 +6,22 @@ It is never checked against the plan's own statements.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import event
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from aurora_api.v1alpha1.status import MAX_HISTORY, MAX_REJECTED, RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
-from aurora_operator.plan import LeaseRequest, Plan, Swap
+from aurora_operator.plan import Plan, Swap
 from aurora_operator.plan.rollout.world import RolloutPolicy
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_store import Keys
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedStore
+from tests.unit.operator.worlds import job_settings
 
 PROMPTS_NEEDED = 16
 """Four times the highest of ``concurrencies``, by default."""
@@ -42,7 +45,7 @@ class Promises(RuleBasedStateMachine):
         """Versions that were admitted without judgement: by pin, by promotion, or by a policy without analysis."""
         self.stale = False
         """Whether a pod accepted a request of an operator that did not know the newest decision yet."""
-        self.lent: dict[str, int] = {}
+        self.lent = Counter[str]()
         """Measurement -> how often a replica was withdrawn for it, since faults stopped."""
 
     @property
@@ -82,12 +85,11 @@ class Promises(RuleBasedStateMachine):
             assert (made.swaps, made.job) == ((), None), "no decision without the store"
             return
         self.check_swaps(seen, made, after.phase)
-        self.check_leases(seen, made, after.phase)
+        self.check_loans(seen, made, after.phase)
         aborts = seen.abort is not None  # the reconcile may decide about nothing else
         held_out = seen.store.trainer.held_out_requests if seen.store.trainer else None
-        if made.job is not None and held_out is not None and held_out < PROMPTS_NEEDED and not aborts:
-            withdrawn_for = {view.measurement.measurement for view in seen.pods if view.measurement is not None}
-            assert made.job["metadata"]["name"] in withdrawn_for, "a measurement began that could not be made"
+        lacks_prompts = held_out is not None and held_out < PROMPTS_NEEDED and not aborts
+        assert not (made.job is not None and lacks_prompts), "a measurement began that could not be made"
         if made.advance is not None:
             self.check_advance(seen, made.advance)
 
@@ -114,7 +116,7 @@ class Promises(RuleBasedStateMachine):
             assert len(made.swaps) + busy <= rules.max_swapping
             assert down <= rules.max_not_ready
 
-    def check_leases(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
+    def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
         """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never during a rollout."""
         channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
         assert channel is not None, "the caller has seen it"
@@ -127,17 +129,15 @@ class Promises(RuleBasedStateMachine):
             assert offered is not None
             assert offered not in {*channel.rejected, *seen.status.rejected}, "rejected before"
             assert seen.store.promotion_evidence(offered), "promise 1"
-        left = [lease.pod for lease in made.leases if lease.request.begin]
-        if made.job is not None or left:
-            assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
-        if made.job is not None and seen.spec.validation.measure_on is MeasureOn.REPLICA:
-            assert away, "a replica is withdrawn before its Job is created"
-        if left:
-            staying = [view for view in seen.pods if view.scheduled and view.name not in left]
-            assert len(left) == 1
+        if made.job is None:
+            return
+        assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
+        replica = job_settings(made.job).replica
+        assert (replica is not None) == (seen.spec.validation.measure_on is MeasureOn.REPLICA)
+        if replica is not None:
+            staying = [view for view in seen.pods if view.scheduled and view.name != replica.pod]
             assert staying
             assert not away
-            assert made.job is None
             assert all(view.ready and view.agent and view.agent.version == channel.active for view in staying)
 
     def check_advance(self, seen: Observed, channel: Channel) -> None:
@@ -167,12 +167,8 @@ class Promises(RuleBasedStateMachine):
             back = channel.reason is ChannelReason.ROLLED_BACK
             assert channel.active == (former.previous if back else former.active)
 
-    def agent_accepted(self, asked: Swap | LeaseRequest, seen: Observed) -> None:
+    def agent_accepted(self, asked: Swap, seen: Observed) -> None:
         """An agent accepted a request, possibly long after the observation ``seen`` that led to it."""
-        if isinstance(asked, LeaseRequest):
-            name = asked.request.measurement
-            self.lent[name] = self.lent.get(name, 0) + 1
-            return
         version, known = asked.request.version, seen.store.channel
         assert self.store.passed(version), "never passed"
         assert known is not None

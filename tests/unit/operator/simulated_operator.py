@@ -14,19 +14,18 @@ from functools import partial
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, StoreView
-from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
+from aurora_operator.plan import Plan, Swap, plan
 from aurora_operator.reconciler import ObservedTime
 from aurora_protocol.errors import AgentError, Fenced
-from aurora_protocol.pod_settings import ValidationSettings
 from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
-from tests.unit.operator.worlds import CONFIG, observed, spec
+from tests.unit.operator.worlds import CONFIG, job_settings, observed, spec
 
-OnAccepted = Callable[[Swap | LeaseRequest, Observed], None]
+OnAccepted = Callable[[Swap, Observed], None]
 
 
 class SimulatedOperator:
-    """Calls ``on_accepted`` with every swap and lease request that an agent accepted, and the observation behind it."""
+    """Calls ``on_accepted`` with every swap that an agent accepted, and the observation behind it."""
 
     def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, on_accepted: OnAccepted) -> None:
         self._cluster, self._store, self._on_accepted = cluster, store, on_accepted
@@ -112,15 +111,12 @@ class SimulatedOperator:
             metadata, channel = made.job["metadata"], seen.store.channel
             assert channel is not None, "a Job is created only when there is an active version"
             labels = metadata["labels"]
-            (measure,) = made.job["spec"]["template"]["spec"]["containers"]
-            texts = [variable["value"] for variable in measure["env"] if variable["name"] == "AURORA_SETTINGS"]
-            settings = ValidationSettings.from_json(texts[0])
-            pod = settings.replica.pod if settings.replica else ""
+            replica = job_settings(made.job).replica
+            pod, epoch = (replica.pod, replica.epoch) if replica else ("", 0)
             version, attempt = int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"])
-            job = SimulatedJob(version, attempt, channel.active, pod=pod)
+            job = SimulatedJob(version, attempt, channel.active, pod=pod, epoch=epoch)
             steps.append(partial(self._create, metadata["name"], job))
         steps += [partial(self._swap, swap, seen) for swap in made.swaps]
-        steps += [partial(self._lend, lease, seen) for lease in made.leases]
         return steps
 
     def _create(self, name: str, job: SimulatedJob) -> None:
@@ -130,7 +126,10 @@ class SimulatedOperator:
         self._cluster.jobs.setdefault(name, job)
 
     def _delete(self, name: str) -> None:
+        """Delete a Job, which gives its replica back."""
         self._cluster.jobs.pop(name, None)
+        for pod in self._cluster.pods:
+            pod.lease = 0.0 if pod.measurement == name else pod.lease
 
     def _swap(self, swap: Swap, seen: Observed) -> None:
         pod = next((pod for pod in self._cluster.pods if pod.name == swap.pod), None)
@@ -148,19 +147,6 @@ class SimulatedOperator:
     def _refused_by_agent(self, error: AgentError, sent: int) -> None:
         if isinstance(error, Fenced) and error.epoch is not None and error.epoch > sent:
             self._next_fencing_epoch = max(self._next_fencing_epoch, error.epoch)
-
-    def _lend(self, lease: LeaseRequest, seen: Observed) -> None:
-        pod = next((pod for pod in self._cluster.pods if pod.name == lease.pod), None)
-        if pod is None:
-            return
-        before = pod.measurement
-        try:
-            pod.measure(lease.request)
-        except AgentError as error:
-            self._refused_by_agent(error, lease.request.epoch)
-            return
-        if pod.measurement != before:
-            self._on_accepted(lease, seen)
 
 
 def _reported_now(view: StoreView, now: datetime) -> StoreView:

@@ -7,6 +7,7 @@ late.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,6 @@ from aurora_protocol.agent_api import (
     AgentState,
     LiveCounters,
     MeasurementPhase,
-    MeasurementRequest,
     MeasurementStatus,
     SwapPhase,
     SwapRequest,
@@ -140,21 +140,13 @@ class SimulatedPod:
         self.phase, self.up, self.version = SwapPhase.IDLE, False, version
         self.boot, self.live, self.lease = self.boot + 1, LiveCounters(), 0.0
 
-    def measure(self, request: MeasurementRequest) -> None:
-        """Withdraw the pod, renew its lease, or end the lease. Raises the same errors as :meth:`request`."""
-        if self.silent or self.lost:
-            raise AgentError("no answer")
-        if self.asked is not None and request.epoch < self.asked.epoch:
-            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch)
-        holder = request.measurement == self.measurement
-        if request.lease_seconds == 0:
-            self.lease = 0.0 if holder else self.lease
-        elif request.begin and not self.measurement:
-            if not self.up or self.swapping:
-                raise AgentError("the engine is not up, or a swap is going on")
-            self.measurement, self.lease = request.measurement, request.lease_seconds
-        elif not (holder and self.lease > 0):
-            raise Fenced("not withdrawn for this measurement, or no longer", epoch=self._seen_epoch)
+    def lend(self, measurement: str, epoch: int) -> bool:
+        """Withdraw the pod for a Job. Returns whether it is lent: it answers, serves, and knows no newer decision."""
+        fenced = self.asked is not None and epoch < self.asked.epoch
+        if self.silent or self.lost or fenced or not self.serves or self.swapping:
+            return False
+        self.measurement, self.lease = measurement, 60.0
+        return True
 
     def return_to_service(self) -> None:
         """Serve the former version again, once the lease is over and the engine is up."""
@@ -243,7 +235,9 @@ class SimulatedJob:
     attempt: int
     active: int
     pod: str = ""
-    """The replica that the Job measures on, and whose lease it renews."""
+    """The replica that the Job measures on, and whose lease it renews. It asks for the pod a while after its start."""
+    epoch: int = 0
+    holds: bool = False
     ended: str = ""
     """``succeeded`` or ``failed``; empty while the Job runs."""
 
@@ -281,16 +275,27 @@ class SimulatedCluster:
     jobs: dict[str, SimulatedJob] = field(default_factory=dict)
     refuses_jobs: bool = False
 
-    def pass_time(self, seconds: float) -> None:
-        """Leases run out unless the Job that measures on the pod renews them. A Job without a lease fails."""
+    def pass_time(self, seconds: float) -> Counter[str]:
+        """Leases run out unless the Job that measures on the pod renews them. A Job without a lease fails.
+
+        Returns how often each Job was given a pod meanwhile.
+        """
+        lent = Counter[str]()
         for pod in self.pods:
             job = self.jobs.get(pod.measurement)
             renewed = job is not None and not job.ended and job.pod == pod.name and pod.lease > 0
             pod.lease = 60.0 if renewed else pod.lease - seconds
-        measured_on = {pod.name: pod.measurement for pod in self.pods if pod.lease > 0}
+        pods = {pod.name: pod for pod in self.pods}
         for name, job in self.jobs.items():
-            if job.pod and not job.ended and measured_on.get(job.pod) != name:
+            if not job.pod or job.ended:
+                continue
+            replica = pods.get(job.pod)
+            if not job.holds and replica is not None and replica.lend(name, job.epoch):
+                job.holds = True
+                lent[name] += 1
+            if replica is None or replica.measurement != name or replica.lease <= 0:
                 job.ended = "failed"
+        return lent
 
     def edited(self) -> None:
         self.version += 1

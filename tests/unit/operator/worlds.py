@@ -10,6 +10,7 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.children.metadata import Owner
+from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed, PodView, StoreView, WorkloadView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import Plan, plan
@@ -33,6 +34,7 @@ from aurora_protocol.evidence_records import (
     Verdict,
     VerdictKind,
 )
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store.keys import owner_id
 from tests.assets.signing import ROOT_OWNER
@@ -244,3 +246,10 @@ def validating(world: Observed) -> int | None:
     """The version that is being measured, if any."""
     candidate = (made(world).status or world.status).candidate
     return candidate.version if candidate and candidate.phase is CandidatePhase.VALIDATING else None
+
+
+def job_settings(job: Object) -> ValidationSettings:
+    """The settings that a validation Job gives to its validator."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (variable,) = (variable for variable in container["env"] if variable["name"] == SETTINGS_VARIABLE)
+    return ValidationSettings.from_json(variable["value"])

@@ -75,7 +75,8 @@ class Scripted:
     async def _lease(self, request: web.Request) -> web.Response:
         self._authorized(request)
         request_body = MeasurementRequest.from_json(await request.read())
-        assert (request_body.measurement, request_body.epoch, request_body.begin) == ("job", 3, False)
+        assert (request_body.measurement, request_body.epoch) == ("job", 3)
+        assert request_body.begin == (not self.leases), "a lease that was lost must not begin anew"
         self.leases.append(request_body.lease_seconds)
         if self.silent:
             return web.Response(status=500)
@@ -243,7 +244,7 @@ async def test_the_lease_is_renewed_during_a_long_batch(scripted: Scripted) -> N
         assert len(scripted.leases) >= before + 2, "before the confirmation, too"
 
 
-async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted) -> None:
+async def test_a_pod_that_its_agent_does_not_lend_is_not_measured(scripted: Scripted) -> None:
     scripted.lost = True
     with pytest.raises(Fenced):
         async with lent(scripted).lent():

@@ -18,8 +18,8 @@ from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.stored_resource import owner_of
-from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap, TraceLimit
-from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest, TraceBudget
+from aurora_operator.plan import EventNote, Plan, Swap, TraceLimit
+from aurora_protocol.agent_api import AgentState, SwapRequest, TraceBudget
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import AgentUnreachable, Fenced
 from aurora_store.errors import ObjectExists
@@ -43,10 +43,6 @@ class World(FakeApi):
         assert token == "token"  # noqa: S105 - the snapshot's
         self._record(f"swap {ip}")
         return agent(ip, request.version)
-
-    async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
-        self._record(f"{'withdraw' if request.begin else 'return'} {ip}")
-        return agent(ip, 0)
 
     async def limit_traces(self, ip: str, token: str, budget: TraceBudget) -> AgentState:
         self._record(f"limit {ip}")
@@ -77,11 +73,6 @@ def swap(pod: str) -> Swap:
     return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
 
 
-def lease(pod: str, seconds: int) -> LeaseRequest:
-    request = MeasurementRequest(measurement="j", epoch=4, lease_seconds=seconds, begin=seconds > 0)
-    return LeaseRequest(pod, pod, request)
-
-
 FULL = Plan(
     create_keys=True,
     children=(*services(OWNER), trainer_deployment(OWNER, spec(), CONFIG, 1)),
@@ -90,16 +81,15 @@ FULL = Plan(
     job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {**LABELS, "name": "j"}},
     delete_jobs=("old",),
     swaps=(swap("a"), swap("b")),
-    leases=(lease("c", 0), lease("d", 60)),
     trace_limits=(TraceLimit("e", "e", TraceBudget(tokens_per_minute=9)),),
     notes=(EventNote("Promoted", "version 1"),),
 )
 WRITTEN = ["create Secret chat-keys", "apply Service chat", "apply Deployment chat-trainer", "channel 2"]
 JOBS = ["apply AuroraSpeculator chat/status", "delete Job old", "create Job j"]
-ASKED = ["swap a", "swap b", "return c", "withdraw d", "limit e", "event Promoted"]
+ASKED = ["swap a", "swap b", "limit e", "event Promoted"]
 
 
-async def test_the_order_is_children_channel_status_jobs_swaps_leases_limits_events() -> None:
+async def test_the_order_is_children_channel_status_jobs_swaps_limits_events() -> None:
     world = World()
     assert await world.act(FULL) == ExecutionResult(wrote_status=True)
     assert world.writes == [*WRITTEN, *JOBS, *ASKED]
@@ -124,7 +114,7 @@ async def test_a_lost_race_leaves_everything_after_it_undone(where: str, error: 
     assert world.writes == whole[: whole.index(where) + 1]
 
 
-async def test_refused_children_and_a_refused_job_delay_nothing_but_the_lending_of_a_replica() -> None:
+async def test_refused_children_and_refused_jobs_delay_nothing_else() -> None:
     world = World(faults={"apply Service": KubernetesError("bad port", 422), "create Job": DENIED})
     outcome = await world.act(FULL)
     assert outcome.apply_errors == ("Service chat: bad port",)
@@ -133,7 +123,7 @@ async def test_refused_children_and_a_refused_job_delay_nothing_but_the_lending_
     world = World(faults={"delete Job": DENIED})
     outcome = await world.act(FULL)
     assert outcome.apply_errors == ("Job old: denied by a webhook",)
-    assert world.writes[-5:] == [*ASKED[:3], *ASKED[4:]], "no replica leaves for a Job"
+    assert world.writes[-len(ASKED) :] == ASKED
 
 
 async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_are_still_asked() -> None:
@@ -141,8 +131,7 @@ async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_ar
     world.put({"kind": "Secret", "metadata": {"name": "chat-keys", "namespace": OWNER.namespace}})
     outcome = await world.act(FULL)
     assert outcome.name_taken == ("Secret chat-keys",)
-    asked = [*ASKED[:3], *ASKED[4:]]
-    assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *asked]
+    assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *ASKED]
 
 
 async def test_a_pod_is_not_asked_for_the_same_swap_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +146,10 @@ async def test_a_pod_is_not_asked_for_the_same_swap_again_at_once(monkeypatch: p
 
 
 async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:
-    world = World(faults={"swap a": AgentUnreachable("away"), "return c": AgentUnreachable("away")})
+    world = World(faults={"swap a": AgentUnreachable("away")})
     assert (await world.act(FULL)).refused_by_epoch == 0
     assert world.writes[-len(ASKED) :] == ASKED
-    world = World(faults={"swap b": Fenced("higher epoch", epoch=41), "return c": Fenced("higher epoch", epoch=42)})
+    world = World(faults={"swap a": Fenced("higher epoch", epoch=41), "swap b": Fenced("higher epoch", epoch=42)})
     assert (await world.act(FULL)).refused_by_epoch == 42
     for epoch in (None, 1, swap("a").request.epoch):
         busy = World(faults={"swap a": Fenced("a swap is running", epoch=epoch)})

@@ -62,7 +62,7 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
     for count in (0, 0, 3, NEEDED - 1):
         world = replace(world, store=with_held_out(count).store)
         waits = made(world)
-        assert (waits.job, waits.leases, waits.moving) == (None, (), False)
+        assert (waits.job, waits.moving) == (None, False)
         assert not {"ValidationStarted", "ValidationFailed"} & set(events(waits))
         world = after(world, waits)
         shown = candidate_of(world)
@@ -70,7 +70,7 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
         assert candidate_of(world).since is None, "no alert counts the wait as a measurement"
         assert f"waiting for held-out requests: {count} of {NEEDED}. " in shown.message
     begins = made(replace(world, store=with_held_out(NEEDED).store))
-    assert begins.job is not None or begins.leases
+    assert begins.job is not None
     assert "ValidationStarted" in events(begins)
     begun = candidate_of(after(world, begins))
     assert (begun.attempt, begun.since) == (1, NOW)
@@ -127,7 +127,7 @@ def test_a_candidate_that_waits_begins_only_once_measurements_may_begin(hindranc
     hindered = replace(world, **hindrance)
     for _ in range(2):
         waits = made(hindered)
-        assert (waits.job, waits.leases) == (None, ())
+        assert waits.job is None
         assert "ValidationStarted" not in events(waits)
         hindered = after(hindered, waits)
         assert candidate_of(hindered).since is None
@@ -153,14 +153,15 @@ def test_the_replica_of_an_attempt_that_failed_does_not_begin_the_next_one(phase
     world, later = after(world, made(world)), NOW + timedelta(minutes=1)
     for _ in range(3):
         waits = made(world, later)
-        assert (waits.job, waits.leases) == (None, ())
+        assert waits.job is None
         assert "ValidationStarted" not in events(waits)
         world = after(world, waits)
         waiting = candidate_of(world)
         assert (waiting.phase, waiting.attempt) == (CandidatePhase.VALIDATING, 2)
         assert (waiting.since, waiting.pod) == (None, None)
-    (lease,) = made(replace(world, store=with_held_out(NEEDED).store), later).leases
-    assert (lease.pod, lease.request.begin) == ("chat-b", True)
+    begins = made(replace(world, store=with_held_out(NEEDED).store), later)
+    assert begins.job is not None
+    assert candidate_of(after(world, begins)).pod == "chat-b"
 
 
 def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew() -> None:

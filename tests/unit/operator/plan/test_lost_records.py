@@ -54,7 +54,7 @@ def lost(seen: StoreView = EMPTY, **more: Any) -> Observed:
 def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     world = lost(seen)
     plan = made(world)
-    assert (plan.advance, plan.swaps, plan.job, plan.leases, plan.moving) == (None, (), None, (), False)
+    assert (plan.advance, plan.swaps, plan.job, plan.moving) == (None, (), None, False)
     told = status(world)
     assert (told.active, told.candidate, told.rejected) == (SERVED.active, SERVED.candidate, SERVED.rejected)
     shown = condition(world, ConditionType.STORAGE_READY)

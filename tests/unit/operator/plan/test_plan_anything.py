@@ -23,7 +23,19 @@ from aurora_protocol.agent_api import LiveCounters, MeasurementPhase, Measuremen
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from tests.example_count import example_count
-from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, lineage, observed, pod, registration, spec
+from tests.unit.operator.worlds import (
+    CONFIG,
+    NOW,
+    agent,
+    channel,
+    evidence,
+    job_settings,
+    lineage,
+    observed,
+    pod,
+    registration,
+    spec,
+)
 
 VERSIONS = st.integers(0, 3)
 TIMES = st.integers(-700, 0).map(lambda seconds: NOW + timedelta(seconds=seconds))
@@ -194,21 +206,17 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert swap.ip
     lent = {view.name for view in world.pods if view.measurement is not None}
     assert not lent & {swap.pod for swap in made.swaps}, "a withdrawn pod is asked for nothing"
-    begun = [lease for lease in made.leases if lease.request.begin]
-    if begun:
-        (lease,) = begun
-        others = [v for v in world.pods if v.name != lease.pod]
+    replica = job_settings(made.job).replica if made.job is not None else None
+    if replica is not None:
+        others = [v for v in world.pods if v.name != replica.pod]
         assert not lent
         assert others
         assert all(v.ready and v.agent and v.agent.version == store.channel.active for v in others)
         assert world.status.rollout.phase is RolloutPhase.IDLE
         assert made.status is None or made.status.rollout.phase is RolloutPhase.IDLE
-        assert made.status is None or (made.status.candidate and made.status.candidate.pod == lease.pod)
-        assert made.job is None, "first withdrawn, then measured on"
-    for lease in made.leases:
-        assert lease.request.begin or lease.pod in lent
-    if made.job is not None and world.spec.validation.measure_on is MeasureOn.REPLICA:
-        assert lent
+        assert made.status is None or (made.status.candidate and made.status.candidate.pod == replica.pod)
+    if made.job is not None:
+        assert (replica is not None) == (world.spec.validation.measure_on is MeasureOn.REPLICA)
     if made.advance is not None:
         assert made.advance.epoch == store.channel.epoch + 1
         active, reason = made.advance.active, made.advance.reason

@@ -13,6 +13,7 @@ loses what it acknowledged.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -232,7 +233,7 @@ class PlanMachine(PodRules):
         """A pod that is busy for more than half the deadline may count against the version it was asked for."""
         self.now += timedelta(seconds=seconds)
         self.monotonic_seconds += seconds
-        self.cluster.pass_time(seconds)
+        self.lent += self.cluster.pass_time(seconds)
         for pod in self.cluster.pods:
             busy = pod.scheduled and (pod.swapping or not pod.up)
             pod.seconds = pod.seconds + (seconds if seconds < DEADLINE else 0) if busy else 0.0
@@ -326,7 +327,7 @@ class PlanMachine(PodRules):
         for pod in self.cluster.pods:
             pod.salt = ""
         self.faults_end()
-        self.cluster.refuses_jobs, self.lent = False, {}
+        self.cluster.refuses_jobs, self.lent = False, Counter()
         on_replica = self.cluster.spec["validation"]["measureOn"] == "Replica"
         if on_replica and sum(pod.scheduled for pod in self.cluster.pods) < 2:
             self.pod_joins(slow=False)

@@ -137,7 +137,7 @@ def test_a_speculator_that_lost_its_root_decides_nothing_and_says_why() -> None:
     for world in worlds:
         plan = made(world)
         assert plan.advance is None
-        assert (plan.job, plan.swaps, plan.leases) == (None, (), ())
+        assert (plan.job, plan.swaps) == (None, ())
         replicas = {c["metadata"]["name"]: c["spec"]["replicas"] for c in plan.children if c["kind"] == "Deployment"}
         assert replicas == {"chat": world.spec.serving.replicas, "chat-trainer": 0}, "serves on, and learns nothing"
         trainer = condition(world, ConditionType.TRAINER_READY)

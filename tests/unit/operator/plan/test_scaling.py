@@ -22,6 +22,7 @@ from tests.unit.operator.worlds import (
     NOW,
     condition,
     evidence,
+    job_settings,
     made,
     observed,
     pod,
@@ -103,20 +104,27 @@ def message_of(seen: Observed) -> str:
     return shown.message
 
 
-def leases(seen: Observed) -> list[tuple[str, bool]]:
-    return [(lease.pod, lease.request.begin) for lease in made(seen).leases]
+def chosen(seen: Observed) -> str | None:
+    """Name of the pod that a new Job measures on."""
+    job = made(seen).job
+    replica = job_settings(job).replica if job is not None else None
+    return replica.pod if replica is not None else None
+
+
+def recalled(seen: Observed) -> bool:
+    return made(seen).delete_jobs == (JOB,)
 
 
 def test_a_replica_is_lent_although_other_pods_wait_for_a_node() -> None:
-    assert leases(measured(scaled_up())) == [("chat-b", True)], "never a pod without a node"
+    assert chosen(measured(scaled_up())) == "chat-b", "never a pod without a node"
     refused = WorkloadView(current=True, replicas=2, ready=2, message="exceeded quota")
     pods = (pod("chat-a", 0), pod("chat-b", 0))
-    assert leases(measured(scaled_up(3, pods=pods, deployment=refused))) == [("chat-b", True)]
+    assert chosen(measured(scaled_up(3, pods=pods, deployment=refused))) == "chat-b"
 
 
 def test_no_replica_is_lent_when_none_but_waiting_pods_would_be_left() -> None:
     alone = measured(scaled_up(3, pods=(pod("chat-a", 0), waiting_pod("chat-b"), waiting_pod("chat-c"))))
-    assert leases(alone) == []
+    assert made(alone).job is None
     assert "1 of 3 replicas has a place, and one has to go on serving" in message_of(alone)
 
 
@@ -129,17 +137,17 @@ def lent(replicas: int, *pods: PodView) -> Observed:
 
 
 def test_a_scale_up_without_room_ends_no_measurement_and_a_starting_pod_does() -> None:
-    assert leases(lent(3, pod("chat-a", 0), waiting_pod("chat-c"))) == []
+    assert not recalled(lent(3, pod("chat-a", 0), waiting_pod("chat-c")))
     starting = pod("chat-c", 0, ready=False, agent=None)
-    assert leases(lent(3, pod("chat-a", 0), starting)) == [("chat-b", False)], "service comes first"
+    assert recalled(lent(3, pod("chat-a", 0), starting)), "service comes first"
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_a_lent_pod_that_a_scale_down_leaves_alone_returns(replicas: int) -> None:
-    assert leases(lent(replicas)) == [("chat-b", False)]
+    assert recalled(lent(replicas))
     ending = pod("chat-a", 0, terminating=True)
-    assert leases(lent(replicas, ending)) == [("chat-b", False)]
-    assert leases(lent(2, pod("chat-a", 0), pod("chat-c", 0, terminating=True))) == [], "another one serves"
+    assert recalled(lent(replicas, ending))
+    assert not recalled(lent(2, pod("chat-a", 0), pod("chat-c", 0, terminating=True))), "another one serves"
 
 
 ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=None))
@@ -161,9 +169,9 @@ ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=N
     ],
 )
 def test_scaling_ends_a_measurement_on_a_replica(seen: Observed, why: str) -> None:
-    recalled = made(seen)
-    assert (recalled.delete_jobs, recalled.job, leases(seen)) == ((JOB,), None, [("chat-b", False)])
-    (told,) = recalled.notes
+    result = made(seen)
+    assert (result.delete_jobs, result.job) == ((JOB,), None)
+    (told,) = result.notes
     assert told.reason == "ValidationFailed"
     assert why in told.message
     candidate = status(seen).candidate
@@ -172,8 +180,9 @@ def test_scaling_ends_a_measurement_on_a_replica(seen: Observed, why: str) -> No
     assert candidate.not_before == NOW + timedelta(seconds=30)
     names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
     scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
-    (lease,) = made(replace(scaled), NOW + timedelta(seconds=30)).leases
-    assert (lease.request.measurement, lease.request.begin) == ("chat-validate-v1-2", True)
+    again = made(scaled, NOW + timedelta(seconds=30)).job
+    assert again is not None
+    assert again["metadata"]["name"] == "chat-validate-v1-2"
 
 
 def test_the_replicas_for_autoscalers_leave_out_the_extra_pods_of_an_update() -> None:

@@ -8,13 +8,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.observe.observed import JobView, Observed, WorkloadView
+from aurora_operator.observe.observed import JobView, Observed
 from aurora_operator.plan import Plan
-from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
 from tests.unit.operator.worlds import (
     NOW,
-    agent,
     evidence,
     made,
     observed,
@@ -77,18 +75,15 @@ def test_a_person_may_abort_a_suspended_measurement() -> None:
     assert candidate(ended, world).phase is CandidatePhase.REJECTED
 
 
-def on_replica(*, withdrawn: bool) -> Observed:
-    """Version 1 is measured on a replica, and its Job is suspended."""
-    given = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"})
-    away = agent("chat-b", 0).model_copy(
-        update={"measurement": MeasurementStatus(measurement=JOB.name, phase=MeasurementPhase.DRAINING)}
+def test_a_suspended_job_holds_no_replica() -> None:
+    """Its pod goes on serving, so nothing has to be recalled while another one is away."""
+    begun = observed(
+        spec=spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}),
+        store=store(0, 1),
+        pods=(pod("chat-a", 0), pod("chat-b", 0)),
     )
-    lent = pod("chat-b", 0, ready=False, agent=away) if withdrawn else pod("chat-b", 0)
-    chosen = observed(spec=given, store=store(0, 1))
-    return replace(
-        chosen,
-        status=status(chosen),
-        pods=(pod("chat-a", 0), lent),
-        jobs=(JOB,),
-        deployment=WorkloadView(current=True, replicas=2, ready=1 + (not withdrawn)),
-    )
+    assert made(begun).job is not None
+    away = (pod("chat-a", 0, ready=False), pod("chat-b", 0))
+    seen = replace(begun, status=status(begun), jobs=(JOB,), pods=away)
+    assert made(seen).delete_jobs == ()
+    assert (candidate(made(seen), seen).phase, candidate(made(seen), seen).pod) == (CandidatePhase.VALIDATING, None)
