@@ -62,8 +62,8 @@ _IGNORE_INTERRUPTIONS = {
 }
 """A pod that was deleted or evicted, for example because its Job was suspended, does not fail the Job: another one
 follows, also when the pod was evicted before its validator could say so. With ``backoffLimit`` 0 Kubernetes would
-otherwise fail each Job that is suspended while its pod runs. A Job that measures on a replica has lost the replica by
-then, and fails at once."""
+otherwise fail each Job that is suspended while its pod runs. The next pod of a Job that measures on
+a replica asks for the replica again."""
 _SERVING_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
 """Fields of the engine's container that a validator does not inherit."""
 

@@ -16,8 +16,8 @@ and nothing newer is measured: it would be compared with a version that is about
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
 version waits (``aurora_runtime.validation.rounds``). Nor is a candidate replaced whose Job is suspended by a
-queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits. If it is
-resumed after its replica is gone, the attempt fails.
+queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, and holds
+no replica. If its replica is gone when it is resumed, the attempt fails.
 
 A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. So does one while
 another speculator of its namespace measures: measurements may take all GPUs of a team's quota otherwise. With

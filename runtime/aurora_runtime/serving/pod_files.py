@@ -137,11 +137,12 @@ class Withdrawal(Record):
     """
 
     measurement: str
-    drained: bool = Field(default=False, description="Whether the requests of clients have ended.")
     boot: str = Field(description="The engine start that is lent. The next start removes the file.")
     current_digest: Sha256 = Field(description="The draft to restore: the pod's current draft.")
     current_checksum: str
-    trial: bool = Field(default=False, description="Whether the engine may hold a trial draft.")
+    closed: bool = Field(
+        default=False, description="Whether the engine refuses clients. Only then may it hold a trial draft."
+    )
     restart: bool = Field(
         default=False, description="Whether the engine cannot restore the draft. The launcher then starts it again."
     )
@@ -207,7 +208,7 @@ class PodFolder:
                 boot=self.ready_boot(),
                 current_digest="0" * 64,
                 current_checksum="",
-                trial=True,
+                closed=True,
                 restart=True,
                 pass_sha256="0" * 64,
             )

@@ -198,7 +198,7 @@ class Guard:
         admitted = self._admits(scope, withdrawal)
         # SGLang behind this guard may log the headers of a request.
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != _PASS]
-        if withdrawal.trial and withdrawal.boot in ("", self._boot) and not admitted:
+        if withdrawal.closed and withdrawal.boot in ("", self._boot) and not admitted:
             await send_text(send_with_headers, 503, _REFUSAL)
             return
         await self._app(scope, receive, send_with_headers)

@@ -277,10 +277,10 @@ def test_a_replica_returns_when_a_user_aborts_the_candidate_and_its_job_is_delet
 
 def test_a_replica_returns_when_its_measurement_fails(rig: Rig) -> None:
     pod = lent_pod(start_measurement(rig, 3))
+    status = rig.wait(LENT, "a failure", lambda s: bool(s.candidate and s.candidate.phase is CandidatePhase.FAILED))
     status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and not lent_pod(s))
     assert pod in {p.name for p in status.pods}
     assert status.candidate is not None
-    assert status.candidate.phase is CandidatePhase.FAILED
     assert "the stand-in measures nothing" in status.candidate.message
     wait_until("the pod is in the Service again", lambda: endpoints(rig).get(pod) is True, 30)
     rig.cluster.kubectl("delete", "auroraspeculator", LENT, "-n", rig.namespace)

@@ -1,4 +1,4 @@
-"""The guard before SGLang's routes changes nothing while the pod serves, and refuses clients during a trial."""
+"""The guard before SGLang's routes changes nothing while the pod serves, and refuses clients once it is closed."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Scene:
         """The status that the kubelet gets."""
         return (await self.ask("GET", **{PROBE_HEADER: "readiness"}))[0]
 
-    def withdraw(self, *, trial: bool = False, boot: str = "b1") -> None:
+    def withdraw(self, *, closed: bool = False, boot: str = "b1") -> None:
         withdrawal = Withdrawal(
             measurement="job-1",
             boot=boot,
             current_digest="0" * 64,
             current_checksum="sum",
-            trial=trial,
+            closed=closed,
             pass_sha256=hashlib.sha256(PASS.encode()).hexdigest(),
         )
         write_atomically(self.folder.withdrawal, withdrawal.to_json())
@@ -103,8 +103,8 @@ async def test_a_withdrawn_pod_answers_with_its_current_draft_and_closes_the_con
     assert headers[MEASUREMENT_HEADER.encode()] == b"job-1"
 
 
-async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene) -> None:
-    scene.withdraw(trial=True)
+async def test_once_closed_only_the_measurement_is_answered(scene: Scene) -> None:
+    scene.withdraw(closed=True)
     for headers in (
         {},
         {"x_aurora_measurement": "job-1"},
@@ -132,7 +132,7 @@ async def test_where_the_disk_damaged_the_withdrawal_no_client_is_answered(scene
     assert await scene.probe() == 503
 
 
-async def test_an_engine_started_after_the_trial_answers_clients(scene: Scene) -> None:
+async def test_an_engine_started_after_the_measurement_answers_clients(scene: Scene) -> None:
     """SGLang warms itself up through its own port."""
-    scene.withdraw(trial=True, boot="b0")
+    scene.withdraw(closed=True, boot="b0")
     assert (await scene.ask())[0] == 200

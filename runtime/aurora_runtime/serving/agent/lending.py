@@ -1,11 +1,11 @@
-"""Lends a pod to a validator: the pod leaves its Service, and returns with exactly the draft that it served.
+"""Lends a pod to a validator that asks for it: the pod leaves its Service, and returns with the draft that it served.
 
 ::
 
     serving --request--> draining --clients gone--> measuring --lease over--> returning --current restored--> serving
 
-Invariants (promise 1): a withdrawn pod is never ready. A trial draft is loaded only while ``withdrawal.json`` exists
-and the engine's guard answers with the name of the measurement. A trial draft never becomes ``current``. The engine
+Invariants (promise 1): a withdrawn pod is never ready. A trial draft is loaded only after the engine's guard has
+refused clients and answered with the name of the measurement. A trial draft never becomes ``current``. The engine
 counts as restored in two cases only: its version and checksum show that it holds exactly ``current``, or it was started
 again, because an engine always starts with ``current``. The lease lives in memory only. So an agent that restarts has
 no lease, and its pod returns.
@@ -65,6 +65,7 @@ class MeasurementLease:
         self._reset()
 
     def _reset(self) -> None:
+        self._drained = False
         self._draft_swap: DraftSwap | None = None  # of the withdrawal's engine start
         self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
         self._failed_restores = 0
@@ -78,7 +79,7 @@ class MeasurementLease:
         engine, withdrawal = self._pod.folder.read_engine_state(), self._pod.folder.read_withdrawal()
         if withdrawal is None:
             return None
-        phase = MeasurementPhase.MEASURING if withdrawal.drained else MeasurementPhase.DRAINING
+        phase = MeasurementPhase.MEASURING if self._drained else MeasurementPhase.DRAINING
         return MeasurementStatus(
             measurement=withdrawal.measurement,
             phase=phase if self._is_valid() and not withdrawal.restart else MeasurementPhase.RETURNING,
@@ -155,9 +156,7 @@ class MeasurementLease:
             withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None or withdrawal.measurement != request.measurement or not self._is_valid():
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
-            if not withdrawal.drained:
-                return False
-            if not (boot := self._pod.folder.ready_boot()):
+            if not self._drained or not (boot := self._pod.folder.ready_boot()):
                 return False
             if boot != withdrawal.boot:
                 raise EngineFault("the engine was started again: the measurement is over")
@@ -166,7 +165,7 @@ class MeasurementLease:
     async def _load_trial(self, request: TrialRequest, withdrawal: Withdrawal) -> bool:
         """Load a trial draft, unless the engine holds it already.
 
-        Returns False while a client's request is still running: call again then. After an error the current draft is
+        Returns False while a request is still running: call again then. After an error the current draft is
         restored at once if possible, and otherwise when the pod returns.
         """
         draft_swap, current = self._draft_swap_of(withdrawal), self._current_draft(withdrawal)
@@ -183,11 +182,8 @@ class MeasurementLease:
             raise EngineFault("the lease ended during the download")
         if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
-        if not withdrawal.trial:
-            await self._write(withdrawal.model_copy(update={"trial": True}))
-            await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
         if not await self._pod.engine.flush_if_idle():
-            return False  # a client's request, let in before the guard closed
+            return False  # a request of the measurement that took too long
         if self._pod.folder.ready_boot() != withdrawal.boot:
             raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
         await draft_swap.load_or_restore(draft, current)
@@ -213,12 +209,19 @@ class MeasurementLease:
                 self._expires_at = None
                 if await self._restore_or_restart(withdrawal):
                     log.info("the pod returned from %s", withdrawal.measurement)
-            elif not withdrawal.drained and await self._clients_are_gone():
-                await self._write(withdrawal.model_copy(update={"drained": True}))
+            elif not self._drained and await self._close_to_clients(withdrawal):
+                self._drained = True
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
 
-    async def _clients_are_gone(self) -> bool:
-        return self._clock() - self._began >= DRAIN_SECONDS and await self._pod.engine.flush_if_idle()
+    async def _close_to_clients(self, withdrawal: Withdrawal) -> bool:
+        """Close the guard once the requests of clients have ended. Returns whether none runs that it let in before."""
+        if self._clock() - self._began < DRAIN_SECONDS or not await self._pod.engine.flush_if_idle():
+            return False
+        if withdrawal.closed:
+            return True
+        await self._write(withdrawal.model_copy(update={"closed": True}))
+        await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
+        return await self._pod.engine.flush_if_idle()
 
     async def _restore_or_restart(self, withdrawal: Withdrawal) -> bool:
         """Make the engine hold ``current`` again, and end the withdrawal.

@@ -179,7 +179,7 @@ async def test_of_a_swap_and_a_withdrawal_at_once_only_the_first_begins(
     assert rig.serves(1 if first == "swap" else 0)
 
 
-async def test_only_the_holder_renews_a_lease_and_only_the_operator_begins_one(rig: PodRig) -> None:
+async def test_only_the_holder_renews_a_lease_and_only_a_new_measurement_begins_one(rig: PodRig) -> None:
     with pytest.raises(SwapRefused):
         await rig.request_lease()
     await rig.request_lease(0)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.agent_api import TrialRequest
+from aurora_protocol.agent_api import MeasurementPhase, TrialRequest
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.lending import MAX_RESTORE_ATTEMPTS
+from aurora_runtime.serving.pod_files import Withdrawal
 from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import JOB, PodRig
 
@@ -43,14 +44,32 @@ async def test_two_trial_drafts_take_turns_from_the_pods_own_disk(rig: PodRig) -
     assert rig.drafts.find_staged(1) is None, "the cache is bounded"
 
 
-async def test_a_client_request_admitted_late_is_not_answered_by_a_trial_draft(rig: PodRig) -> None:
+async def test_a_request_that_a_client_sent_before_the_guard_closed_ends_before_the_measurement(
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.request_lease(begin=True)
+    write = rig.lease._write
+
+    async def write_and_admit(withdrawal: Withdrawal) -> None:
+        await write(withdrawal)
+        rig.engine.has_running_requests = withdrawal.closed
+
+    monkeypatch.setattr(rig.lease, "_write", write_and_admit)
+    await rig.drain()
+    withdrawal = rig.folder.read_withdrawal()
+    assert withdrawal is not None
+    assert (withdrawal.closed, rig.phase()) == (True, MeasurementPhase.DRAINING)
+    assert not await rig.trial(1)
+    rig.engine.has_running_requests = False
+    await rig.drain()
+    assert await rig.trial(1)
+
+
+async def test_a_request_of_the_measurement_that_takes_too_long_ends_before_the_next_draft(rig: PodRig) -> None:
     await rig.withdraw()
     rig.engine.has_running_requests = True
     assert not await rig.trial(1)
     assert "pause_generation" not in rig.engine.calls
-    withdrawal = rig.folder.read_withdrawal()
-    assert withdrawal is not None
-    assert withdrawal.trial, "the guard closes before the load"
     rig.engine.has_running_requests = False
     assert await rig.trial(1)
 
