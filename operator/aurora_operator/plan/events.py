@@ -65,8 +65,8 @@ def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionE
     """The decisions of this reconcile: about the candidate first, then about the rollout."""
     events = []
     if validation.event and validation.candidate is not None:
-        version = validation.candidate.version if validation.reject is None else validation.reject
-        events.append(VersionEvent(validation.event, version, validation.candidate.message))
+        candidate = validation.candidate
+        events.append(VersionEvent(validation.event, candidate.version, candidate.message))
     if step.event and step.rollout.version is not None:
         why = step.rollout.waiting or step.rollout.message
         events.append(VersionEvent(step.event, step.rollout.version, why))

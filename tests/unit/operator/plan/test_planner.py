@@ -21,7 +21,7 @@ from aurora_operator.observe.observed import (
     StoreView,
 )
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
-from aurora_protocol.agent_api import LiveCounters
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from tests.unit.operator.counters import counters
@@ -195,12 +195,27 @@ def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:
     assert refused.status is not None
     assert refused.status.rejected == [1]
     assert [entry.event for entry in refused.status.history] == ["Rejected"]
+    assert refused.status.candidate is not None
+    assert (refused.status.candidate.version, refused.status.candidate.phase) == (1, CandidatePhase.REJECTED)
     assert refused.advance is not None, "no evidence records the rejection, so the channel does"
     assert (refused.advance.active, refused.advance.reason, refused.advance.rejected) == (
         0,
         ChannelReason.REFUSED,
         (1,),
     )
+
+
+def test_a_candidate_that_no_pod_can_load_stays_in_the_status_as_rejected_and_says_why() -> None:
+    begun = observed(store=store(0, 1, evidence=(evidence(1),)))
+    begun = replace(begun, status=status(begun))
+    failed = SwapStatus(phase=SwapPhase.FAILED, version=1, epoch=begun.status.rollout.epoch, error="shapes differ")
+    pods = tuple(pod(name, 0, agent=agent(name, 0, swap=failed)) for name in ("chat-a", "chat-b"))
+    result = made(replace(begun, pods=pods), NOW + timedelta(minutes=20))
+    assert result.advance is not None
+    assert result.status is not None
+    assert result.status.candidate is not None
+    assert result.status.candidate.phase is CandidatePhase.REJECTED
+    assert "shapes differ" in result.status.candidate.message
 
 
 @pytest.mark.parametrize(

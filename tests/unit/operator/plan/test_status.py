@@ -66,6 +66,14 @@ def test_a_trainer_that_changes_between_training_and_waiting_changes_only_figure
     assert worth_writing(waits, trains, REFRESH)
 
 
+@pytest.mark.parametrize("kind", ConditionType)
+def test_only_the_message_about_the_trainer_is_a_figure(kind: ConditionType) -> None:
+    shown = status(observed(store=store(0, trainer=trainer_record())))
+    changed = [c.model_copy(update={"message": "other"}) if c.type is kind else c for c in shown.conditions]
+    other = shown.model_copy(update={"conditions": changed})
+    assert differs_in_decisions(shown, other) is (kind is not ConditionType.TRAINER_READY)
+
+
 def test_a_trainer_that_is_suspended_or_fell_silent_is_no_figure() -> None:
     works = status(observed(store=store(0, trainer=trainer_record())))
     others = (
