@@ -172,9 +172,14 @@ def _container(name: str, program: str) -> dict[str, Any]:
     return {"name": name, "image": IMAGE, "command": [str(PYTHON), "-u", "-c", program]}
 
 
+def validation(measure_on: str) -> dict[str, Any]:
+    """The part of the spec with the validator that fits."""
+    validator = _container("validator", FAILING_VALIDATOR if measure_on == "Job" else REPLICA_VALIDATOR)
+    return {"measureOn": measure_on, "template": {"spec": {"containers": [validator]}}}
+
+
 def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any]:
     """The spec of a speculator whose pods run the stand-ins."""
-    validator = _container("validator", FAILING_VALIDATOR if measure_on == "Job" else REPLICA_VALIDATOR)
     return {
         "target": {"model": "org/model"},
         "store": {"bucket": BUCKET, "endpoint": s3.endpoint, "credentials": {"secretRef": {"name": "s3"}}},
@@ -189,7 +194,7 @@ def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any
             },
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
-        "validation": {"measureOn": measure_on, "template": {"spec": {"containers": [validator]}}},
+        "validation": validation(measure_on),
         "rollout": {"analysis": {"minRequests": 100, "watchSeconds": 3}},
     }
 

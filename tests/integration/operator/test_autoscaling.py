@@ -16,12 +16,13 @@ import pytest
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.kubernetes_api import DEPLOYMENT, DISRUPTION_BUDGET, POD, SPECULATOR, Object
 from tests.cluster.command import wait_until
-from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec
+from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec, validation
 from tests.unit.operator.worlds import registration
 
 NAME = "scaled"
 ROOM = "aurora.test/room"
 PODS = f"app.kubernetes.io/instance={NAME}"
+INFERENCE = f"{PODS},app.kubernetes.io/component=inference"
 
 
 @pytest.fixture(scope="module", name="rig")
@@ -74,7 +75,7 @@ def pods_with_containers(rig: Rig) -> list[Object]:
 
 def test_pods_are_replaced_in_place_where_no_room_is_for_one_more(rig: Rig) -> None:
     def pods() -> set[str]:
-        return {pod["metadata"]["uid"] for pod in rig.list(POD, f"{PODS},app.kubernetes.io/component=inference")}
+        return {pod["metadata"]["uid"] for pod in rig.list(POD, INFERENCE)}
 
     def surge() -> int | str:
         found: int | str = rig.read(DEPLOYMENT, NAME)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
@@ -112,27 +113,27 @@ def test_a_replica_is_lent_although_another_finds_no_room(rig: Rig) -> None:
     """The real disruption budget allows no disruption then, because it counts the waiting pod."""
     budget = rig.get("poddisruptionbudget", NAME)["status"]
     assert (budget["disruptionsAllowed"], budget["currentHealthy"], budget["desiredHealthy"]) == (0, 2, 2)
-    rig.patch(NAME, validation={"measureOn": "Replica"})
+    rig.patch(NAME, validation=validation("Replica"))
     rig.registry(NAME).register(registration(2))
     status = rig.wait(NAME, "a lent replica", lambda s: any(pod.state == "Measuring" for pod in s.pods))
     assert status.replicas == 3, "a lent pod comes back, so an autoscaler counts it"
     rig.cluster.kubectl("annotate", "aspec", NAME, "aurora.dev/abort=2", "-n", rig.namespace)
     rig.wait(NAME, "its return", lambda s: s.ready_replicas == 2 and 2 in s.rejected)
-    rig.patch(NAME, validation={"measureOn": "Job"})
+    rig.patch(NAME, validation=validation("Job"))
 
 
 def test_the_disruption_budget_can_be_changed_and_switched_off_without_a_restart(rig: Rig) -> None:
     def budgets() -> list[int | str]:
         return [found["spec"]["maxUnavailable"] for found in rig.list(DISRUPTION_BUDGET, PODS)]
 
-    pods = {pod["metadata"]["uid"] for pod in rig.list(POD, PODS)}
+    pods = {pod["metadata"]["uid"] for pod in rig.list(POD, INFERENCE)}
     rig.patch(NAME, serving={"disruptionBudget": {"maxUnavailable": "50%"}})
     wait_until("the changed budget", lambda: budgets() == ["50%"], 30)
     rig.patch(NAME, serving={"disruptionBudget": {"enabled": False}})
     wait_until("no budget", lambda: budgets() == [], 30)
     rig.patch(NAME, serving={"disruptionBudget": None})
     wait_until("the default budget", lambda: budgets() == [1], 30)
-    assert {pod["metadata"]["uid"] for pod in rig.list(POD, PODS)} == pods
+    assert {pod["metadata"]["uid"] for pod in rig.list(POD, INFERENCE)} == pods
 
 
 def test_a_pod_that_finds_room_late_serves_the_active_version(rig: Rig) -> None:
