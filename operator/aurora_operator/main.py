@@ -27,8 +27,9 @@ from prometheus_client import disable_created_metrics, start_http_server
 from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
 from aurora_operator.errors import UNAVAILABLE_STATUSES, ConfigError, KubernetesError, NotLeading
 from aurora_operator.fleet import Fleet
-from aurora_operator.kubernetes_api import CHILDREN, SPECULATOR, KubernetesApi, Resource, connect
+from aurora_operator.kubernetes_api import CHILDREN, SPECULATOR, KubernetesApi, Object, Resource, connect
 from aurora_operator.leadership import run_while_leading
+from aurora_operator.observe.stored_resource import seems_at_rest
 from aurora_operator.operator_config import OPERATOR_NAME, OperatorConfig
 from aurora_operator.reconciler import Reconciler
 from aurora_operator.speculator_tasks import SpeculatorTasks
@@ -41,17 +42,20 @@ _CHATTY = ("kopf", "urllib3", "botocore", "boto3", "aiohttp")
 
 
 def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
-    """kopf's handlers: each event of a speculator or of a child wakes the speculator's task."""
+    """kopf's handlers: each event of a speculator or of a child wakes the speculator's task.
+
+    ``type`` is kopf's name. It is None for an object that a list told of.
+    """
 
     async def stop(**_: Any) -> None:
         await tasks.stop()
 
-    async def speculator_changed(namespace: str, name: str, **_: Any) -> None:
-        tasks.wake(namespace, name)
+    async def speculator_changed(type: str | None, namespace: str, name: str, body: Object, **_: Any) -> None:  # noqa: A002
+        tasks.wake(namespace, name, at_rest=type is None and seems_at_rest(body))
 
-    async def child_changed(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
-        if INSTANCE_LABEL in labels:
-            tasks.wake(namespace, labels[INSTANCE_LABEL])
+    async def child_changed(type: str | None, namespace: str, labels: Mapping[str, str], **_: Any) -> None:  # noqa: A002
+        if name := labels.get(INSTANCE_LABEL):
+            (tasks.child_listed if type is None else tasks.wake)(namespace, name)
 
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(kopf.login_via_client)

@@ -9,12 +9,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, ADOPT_ANNOTATION, annotated_version
-from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.children.metadata import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
+
+_NORMAL = {
+    kind: ConditionStatus.FALSE if kind in (ConditionType.RECONCILING, ConditionType.STALLED) else ConditionStatus.TRUE
+    for kind in ConditionType
+}
+"""The conditions of a speculator at rest."""
 
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
@@ -87,6 +93,14 @@ def status_of(stored: Object) -> SpeculatorStatus:
     except ValidationError as error:
         wrong = {details["loc"][0] for details in error.errors()}
         return SpeculatorStatus.model_validate({name: part for name, part in parts.items() if name not in wrong})
+
+
+def seems_at_rest(stored: Object) -> bool:
+    """Whether the operator had seen this spec, nothing was wrong with it or its pods, and nothing was rolled out."""
+    metadata, status = stored["metadata"], status_of(stored)
+    seen = "deletionTimestamp" not in metadata and status.observed_generation == metadata["generation"]
+    normal = {c.type: c.status for c in status.conditions} == _NORMAL
+    return seen and normal and status.rollout.phase is RolloutPhase.IDLE
 
 
 def aborted_version(stored: Object) -> int | None:

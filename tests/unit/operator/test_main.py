@@ -7,6 +7,7 @@ from typing import Any, cast
 import kopf
 import pytest
 
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL, child
 from aurora_operator.errors import ConfigError, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import CHILDREN, SPECULATOR, KubernetesApi, Object, Resource
@@ -21,10 +22,16 @@ class Wakes:
 
     def __init__(self) -> None:
         self.woken: list[tuple[str, str]] = []
+        self.listed: list[str] = []
+        self.at_rest: list[bool] = []
         self.stopped = False
 
-    def wake(self, namespace: str, name: str) -> None:
+    def wake(self, namespace: str, name: str, *, at_rest: bool = False) -> None:
         self.woken.append((namespace, name))
+        self.at_rest.append(at_rest)
+
+    def child_listed(self, namespace: str, name: str) -> None:
+        self.listed.append(name)
 
     async def stop(self) -> None:
         self.stopped = True
@@ -65,10 +72,51 @@ async def test_an_event_wakes_the_speculator_that_it_concerns() -> None:
     for (_, _, plural), handler in handlers.items():
         metadata = child(OWNER, "v1", "Any", "chat-any")["metadata"]
         name = OWNER.name if plural == SPECULATOR.plural else metadata["name"]
-        await handler.fn(namespace="team", name=name, labels=metadata["labels"], event={}, body={})
+        await handler.fn(type="MODIFIED", namespace="team", name=name, labels=metadata["labels"], event={}, body={})
     assert wakes.woken == [("team", OWNER.name)] * len(handlers)
-    await handlers["", "v1", "pods"].fn(namespace="team", name="x", labels={"of": "somebody else"})
+    assert not any(wakes.at_rest)
+    await handlers["", "v1", "pods"].fn(type="ADDED", namespace="team", name="x", labels={"of": "somebody else"})
     assert len(wakes.woken) == len(handlers)
+
+
+AT_REST = {"generation": 2, "observedGeneration": 2, "phase": "Idle", "Ready": "True", "Stalled": "False"}
+
+
+@pytest.mark.parametrize(
+    ("change", "at_rest"),
+    [
+        ({}, True),
+        ({"generation": 3}, False),
+        ({"phase": "Judging"}, False),
+        ({"Ready": "False"}, False),
+        ({"Stalled": "True"}, False),
+        ({"deletionTimestamp": "2026-12-04T10:00:00Z"}, False),
+    ],
+)
+async def test_a_list_tells_who_is_at_rest_and_its_children_are_no_news(change: dict[str, Any], at_rest: bool) -> None:
+    wakes, given = Wakes(), {**AT_REST, **change}
+    handlers = watched(registry_of(wakes))
+    metadata = {key: given[key] for key in ("generation", "deletionTimestamp") if key in given}
+    conditions = [
+        {
+            "type": kind,
+            "status": given.get(kind, "False" if kind == "Reconciling" else "True"),
+            "reason": "Any",
+            "lastTransitionTime": "2026-12-04T10:00:00Z",
+        }
+        for kind in ConditionType
+    ]
+    status = {
+        "observedGeneration": given["observedGeneration"],
+        "conditions": conditions,
+        "rollout": {"phase": given["phase"]},
+    }
+    resource = handlers["aurora.dev", "v1alpha1", SPECULATOR.plural]
+    await resource.fn(type=None, namespace="team", name="chat", body={"metadata": metadata, "status": status})
+    assert wakes.at_rest == [at_rest]
+    pods = handlers["", "v1", "pods"]
+    await pods.fn(type=None, namespace="team", name="x", labels={INSTANCE_LABEL: "chat"})
+    assert (wakes.woken, wakes.listed) == ([("team", "chat")], ["chat"])
 
 
 async def test_at_the_start_only_children_of_ours_are_watched_and_the_end_stops_the_tasks() -> None:

@@ -23,6 +23,7 @@ from aurora_operator.speculator_tasks import (
     DEBOUNCE_SECONDS,
     MAX_BACKOFF_SECONDS,
     MAX_RECONCILE_SECONDS,
+    REST_SPACING_SECONDS,
     SpeculatorTasks,
 )
 from aurora_store.errors import StoreError
@@ -96,22 +97,35 @@ def reconciles_of(*turns: Turn, seconds: float, wakes: tuple[float, ...] = (0.0,
     return recorded
 
 
-def test_a_new_leader_reconciles_once_after_kopf_has_listed_what_exists() -> None:
-    recorded = Reconciles()
+def test_a_new_leader_begins_with_those_that_wait_for_it_and_spreads_those_at_rest() -> None:
+    """kopf lists for 5 s: first the speculators, then their children."""
+    recorded = Reconciles(rest_seconds=HANGS)
+    names = [f"resting-{number}" for number in range(50)]
 
     async def live() -> None:
         tasks = recorded.tasks(settle_seconds=0.5)
-        for _ in range(20):  # children, listed one after the other
-            tasks.wake("team", "chat")
+        for name in names:
+            tasks.wake("team", name, at_rest=True)
+        tasks.wake("team", "chat")
+        for _ in range(25):
             await asyncio.sleep(0.2)
-        await asyncio.sleep(100)
-        tasks.wake("team", "later")
+            tasks.child_listed("team", "chat")
+            tasks.child_listed("team", names[0])
         await asyncio.sleep(0.1)
+        tasks.wake("team", names[1])
+        await asyncio.sleep(100 - now())
+        tasks.child_listed("team", names[2])
+        await asyncio.sleep(1)
         await tasks.stop()
 
     run(live())
-    assert recorded.times() == [pytest.approx(19 * 0.2 + 0.5)]
-    assert recorded.times("later") == [pytest.approx(104)]
+    assert recorded.times() == [0], "at once, and once"
+    assert recorded.times(names[1])[0] == pytest.approx(5.1 + DEBOUNCE_SECONDS)
+    listed, spread = 5.1 + 0.5, REST_SPACING_SECONDS * len([*names, "chat"])
+    others = [recorded.times(name)[0] for name in names if name != names[1]]
+    assert listed <= min(others) < listed + spread / 4
+    assert listed + spread / 2 < max(others) <= listed + spread + 2 * DEBOUNCE_SECONDS
+    assert [len(recorded.times(name)) for name in names] == [1, 1, 2, *[1] * 47], "a later list is news"
 
 
 def test_a_change_while_a_task_waits_for_its_turn_is_no_look_at_the_store_alone() -> None:
