@@ -26,9 +26,13 @@ class WatchProxy:
     def __init__(self, server: ApiServer) -> None:
         self._server = server
         (self.port,) = free_ports(1)
-        self._watches: set[web.StreamResponse] = set()
+        self._watches: dict[web.StreamResponse, str] = {}
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession
+
+    def has_watch(self, resources: str) -> bool:
+        """Whether a watch of these resources (plural) is open."""
+        return any(path.endswith(f"/{resources}") for path in [*self._watches.values()])
 
     def fail_watches(self) -> None:
         """Send an ERROR event with code 500 on each open watch."""
@@ -45,13 +49,13 @@ class WatchProxy:
             passed = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await passed.prepare(request)
             if request.query.get("watch") == "true":
-                self._watches.add(passed)
+                self._watches[passed] = request.path
             try:
                 with contextlib.suppress(ConnectionError):  # the client ended the connection
                     async for chunk in answer.content.iter_any():
                         await passed.write(chunk)
             finally:
-                self._watches.discard(passed)
+                self._watches.pop(passed, None)
         return passed
 
     async def serve(self, started: threading.Event, ended: asyncio.Event) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aurora_operator.errors import KubernetesError, NotFound
-from aurora_operator.kubernetes_api import SERVICE
+from aurora_operator.kubernetes_api import SERVICE, SPECULATOR
 from tests.rig.api_server import api_server
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorReplica, OperatorRig, seconds_until
 from tests.rig.quick_operator import LONGEST_REST_SECONDS
@@ -99,6 +99,8 @@ def test_an_error_in_the_stream_ends_the_process_and_the_next_one_goes_on(rig: O
         replica.kubeconfig.write_text(text)
         with kept_running(replica):
             seconds_until(lambda: rig.scaled_to(1), START_SECONDS, "the operator acts")
+            # It acts on the list, before the watch begins.
+            seconds_until(lambda: proxy.has_watch(SPECULATOR.plural), START_SECONDS, "the watch of the speculators")
             proxy.fail_watches()
             took = scale(rig, 2)
             print(f"an error 500 in the watches: the next change was applied after {took:.1f} s")
