@@ -8,22 +8,19 @@ first, and every loss is counted. Only this thread drops shards for lack of spac
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import queue
-import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
@@ -32,24 +29,12 @@ from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSetting
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import CaptureState, PodFolder, shard_age_key, write_atomically
 from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
+from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.2
-DTYPES: Final = {
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.uint8: "U8",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-}
-HEADER_ALIGNMENT_BYTES: Final = 8
-WRITE_CHUNK_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -203,7 +188,7 @@ class ShardWriter:
         part, data = (self._folder.spool / f"{stem}.safetensors{suffix}" for suffix in (".tmp", ""))
         try:
             self._write(shard, part, data)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             self._spool_dropped += 1
             log.error("aurora capture: a shard of %d requests could not be written: %s", len(shard.traces), error)  # noqa: TRY400
             for path in (part, data):
@@ -213,10 +198,16 @@ class ShardWriter:
         self.limit_spool()
 
     def _write(self, shard: _OpenShard, part: Path, data: Path) -> None:
-        """Write ``part``, rename it to ``data``, and then write the manifest. Raises :class:`OSError`."""
+        """Write ``part``, rename it to ``data``, and then write the manifest.
+
+        Raises :class:`OSError`, or :class:`SafetensorError` for a full disk. Since version 0.7, safetensors writes
+        without a copy and without the interpreter's lock, which the scheduler of this process needs.
+        """
         lost = self._lost + self._assembler.dropped.total()
-        sha256, size = write_safetensors(part, shard_tensors(shard.traces, self.settings.state_type))
-        file = FileRef(name=data.name, sha256=sha256, size=size)
+        save_file(shard_tensors(shard.traces, self.settings.state_type), part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        file = FileRef(name=data.name, sha256=sha256_file(part), size=part.stat().st_size)
         manifest = self._manifest(shard, file, lost - self._lost_before)
         part.chmod(0o644)
         part.rename(data)
@@ -288,37 +279,3 @@ class ShardWriter:
             write_atomically(self._folder.capture, self.state().to_json())
         except OSError as error:
             log.warning("aurora capture: the counters could not be written: %s", error)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Write contiguous CPU tensors to ``path`` and sync them to disk. Returns the SHA-256 and the size in bytes.
-
-    ``safetensors.torch.save`` copies every tensor twice while it holds the interpreter's lock (measured: 0.12 s of CPU
-    for 60 MB), and the scheduler runs in the same process. Here each tensor's own memory goes to the file and to the
-    digest, and both release the lock. Wider types come first, so that every tensor starts at a multiple of its
-    element's size.
-    """
-    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, object] = {}
-    end = 0
-    for name, tensor in order:
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT_BYTES)
-    digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
-        _write(file.fileno(), digest, memoryview(struct.pack("<Q", len(text)) + text))
-        for _, tensor in order:
-            if tensor.numel():
-                _write(file.fileno(), digest, tensor.reshape(-1).view(torch.uint8).numpy().data)
-        os.fsync(file.fileno())
-    return digest.hexdigest(), 8 + len(text) + end
-
-
-def _write(descriptor: int, digest: hashlib._Hash, data: memoryview) -> None:
-    for at in range(0, len(data), WRITE_CHUNK_BYTES):
-        chunk = data[at : at + WRITE_CHUNK_BYTES]
-        digest.update(chunk)
-        while chunk:
-            chunk = chunk[os.write(descriptor, chunk) :]

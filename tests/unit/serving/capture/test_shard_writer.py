@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.pod_settings import StateType
@@ -204,15 +205,22 @@ def test_position_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -
     assert [manifest.dropped_records for manifest in manifests] == [4, 0]
 
 
-@pytest.mark.parametrize("function", ["write_safetensors", "write_atomically"])
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("save_file", SafetensorError("No space left on device")),
+        ("write_atomically", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
 def test_a_shard_that_the_disk_does_not_take_is_counted_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
     """The disk is full while the data or the manifest is written. The losses before it are in the next manifest."""
 
-    def full(path: Path, _: object) -> None:
+    def full(*arguments: object) -> None:
+        (path,) = (argument for argument in arguments if isinstance(argument, Path))
         path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     clock = Clock()
     writer = make(tmp_path, clock, max_queued_bytes=1)
