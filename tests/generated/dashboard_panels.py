@@ -8,6 +8,7 @@ from typing import Final
 SPECULATOR: Final = 'namespace="$namespace",name="$name"'
 """Selects the series of the chosen speculator, whoever exports them."""
 DRAFT: Final = f'{SPECULATOR},source="draft"'
+DRAFT_FIRST: Final = f'{DRAFT},position="1"'
 TOTAL: Final = f'{SPECULATOR},priority=""'
 """Selects SGLang's totals. With priority scheduling, engines report each priority beside them."""
 FIXED: Final = "with a fixed shape (draft.shape: Fixed)"
@@ -104,7 +105,7 @@ WORTH: Final = Row(
             f" {FIXED}.",
             ("live, all sources", f"sum({_ANSWERS}) / {_sum_rate('aurora_agent_verify_rounds_total')}"),
             ("live, the draft alone", f"1 + {_sum_rate('aurora_agent_accepted_tokens_total', selector=DRAFT)}"
-                f" / {_sum_rate('aurora_agent_proposed_chains_total', selector=DRAFT)}"),
+                f" / {_sum_rate('aurora_agent_proposed_tokens_total', selector=DRAFT_FIRST)}"),
             ("held-out, newest draft", _max("aurora_speculator_held_out_accept_length"))),
         _panel("Acceptance of the draft by position",
             "Share of the draft's tokens at each position of the chain that the target accepted. Position 1 is the"
@@ -131,13 +132,6 @@ ROUNDS: Final = Row(
         _panel("Decode rounds by arm",
             f"Rounds per second: off, or the source and the number of proposed tokens. Empty {FIXED}.",
             ("{{arm}}", _sum_rate("aurora_agent_decode_rounds_total", "arm")), unit="ops", stacked=True),
-        _panel("Round time by shape",
-            f"Measured time of a decode round, by arm and range of running requests, mean of the pods. Empty {FIXED}.",
-            ("{{arm}}, {{requests}} running",
-                _of("avg", "arm, requests", _series("aurora_agent_decode_round_seconds"))), unit="s"),
-        _panel("Share of rounds that explore",
-            f"Rounds that tried another arm than the best known one, since each engine started. Empty {FIXED}.",
-            ("{{pod}}", _series("aurora_agent_exploring_share")), unit="percentunit"),
     ),
 )  # fmt: skip
 TRAFFIC: Final = Row(

@@ -19,7 +19,7 @@ from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.agent_api import AgentState
 from aurora_runtime.serving.agent.metrics import CaptureFigures, Metrics
 from aurora_runtime.serving.agent.uploader import SpoolState
-from aurora_runtime.serving.pod_files import RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.pod_files import SourceCounters, SpeculationState
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 _SGLANG_SUFFIXES = {"Counter": ("",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
@@ -70,7 +70,6 @@ def agent() -> tuple[Exported, ...]:
         rounds_by_arm={"off": 1},
         lookup=counters,
         draft=counters,
-        costs=(RoundCost(arm="off", batch_size=1, milliseconds=1.0),),
         speedup_over_off=1.0,
     )
     state = AgentState(pod="p", boot="b", engine_ready=True, version=1)

@@ -91,19 +91,6 @@ class SourceCounters(Record):
     proposed_at: tuple[int, ...] = Field(default=(), description="Chains with a proposed token at each position.")
     accepted_at: tuple[int, ...] = Field(default=(), description="Chains accepted up to each position.")
 
-    @property
-    def rounds(self) -> int:
-        """Chains of at least one token: one for each round of a request for which the source proposed."""
-        return self.proposed_at[0] if self.proposed_at else 0
-
-
-class RoundCost(Record):
-    """The measured time of a decode round."""
-
-    arm: str = Field(description="The arm's name: `off`, or who proposes and how many tokens, such as `lookup-5`.")
-    batch_size: int = Field(description="Running requests.")
-    milliseconds: float
-
 
 class SpeculationState(Record):
     """``speculation.json``: decisions and results of the speculation controller since the engine started.
@@ -119,14 +106,12 @@ class SpeculationState(Record):
     rounds_by_arm: dict[str, int] = Field(default_factory=dict)
     lookup: SourceCounters = SourceCounters()
     draft: SourceCounters = SourceCounters()
-    costs: tuple[RoundCost, ...] = Field(default=(), description="Only arms and batch sizes that were measured.")
     speedup_over_off: float | None = Field(
         default=None, description="Estimated throughput relative to no speculation. None: nothing to estimate it from."
     )
     saved_time: SavedTime | None = Field(
         default=None, description="Time that speculation saves. None: nothing to estimate it from."
     )
-    exploring_share: float = Field(default=0, description="Share of the decode rounds that explored.")
 
 
 class Withdrawal(Record):

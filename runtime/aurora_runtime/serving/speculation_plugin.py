@@ -78,11 +78,10 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
     from aurora_runtime.serving.speculation.report import RoundReport
 
     controller = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
-    longest = max(arm.steps for arm in settings.arms)
     hooks = WorkerHooks(
         settings,
         controller,
-        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, controller, longest),
+        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, controller),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
     )

@@ -27,7 +27,6 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_files import (
     CaptureState,
     EngineState,
-    RoundCost,
     SourceCounters,
     SpeculationState,
     write_atomically,
@@ -207,12 +206,7 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
         rounds_by_arm={"off": 5 * ticks, "draft-3": 50 * ticks, "lookup-5": 10 * ticks},
         draft=_counters(50 * ticks),
         lookup=_counters(10 * ticks),
-        costs=(
-            RoundCost(arm="off", batch_size=1, milliseconds=20),
-            RoundCost(arm="draft-3", batch_size=1, milliseconds=25),
-        ),
         speedup_over_off=1.4,
-        exploring_share=0.02,
     )
     write_atomically(pod.folder.capture, capture.to_json())
     write_atomically(pod.folder.speculation, speculation.to_json())

@@ -40,6 +40,7 @@ VALUES = {
     "phase": {phase.value for phase in RolloutPhase},
     "decision": set(DECISIONS),
     "source": {"draft", "lookup"},
+    "position": {"1"},
     "outcome": {"done", "conflict", "error"},
     "stage": {"waiting", "restarting", "failed"},
     "version": {"unknown"},

@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, SpeculationState
-from aurora_runtime.serving.speculation.estimates import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
 LOSS_REASONS: Final = (
@@ -87,21 +86,7 @@ def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
     for arm, count in sorted(speculation.rounds_by_arm.items()):
         rounds.add_metric([arm], count)
     yield rounds
-    help_text = "A request's parts of decode rounds for which this source proposed, since the engine started."
-    chains = CounterMetricFamily("aurora_agent_proposed_chains", help_text, labels=["source"])
-    for source, counters in (("draft", speculation.draft), ("lookup", speculation.lookup)):
-        chains.add_metric([source], counters.rounds)
-    yield chains
     yield from _position_metrics(speculation)
-    help_text = (
-        "Measured seconds of a decode round, by arm and range of running requests, for the last batch in the range."
-    )
-    costs = GaugeMetricFamily("aurora_agent_decode_round_seconds", help_text, labels=["arm", "requests"])
-    for cost in speculation.costs:
-        costs.add_metric([cost.arm, range_text(cost.batch_size)], cost.milliseconds / 1000)
-    yield costs
-    help_text = "Share of the decode rounds that explored an arm, since the engine started."
-    yield GaugeMetricFamily("aurora_agent_exploring_share", help_text, speculation.exploring_share)
     if speculation.speedup_over_off is not None:
         help_text = (
             "Estimated throughput relative to the engine's own rounds without proposals. A pod that hardly proposed was"

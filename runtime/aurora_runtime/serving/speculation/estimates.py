@@ -17,13 +17,12 @@ Invariant: expected accepted tokens never fall with the number of steps, and ris
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Final
 
 from aurora_runtime.engine.arms import OFF, Arm
-from aurora_runtime.serving.pod_files import RoundCost
 
 Curve = tuple[float, ...]
 """Expected accepted tokens by number of steps, from 0 steps on."""
@@ -166,15 +165,6 @@ def size_range(batch_size: int) -> int:
     return 2 * bits + 1 + (batch_size > 3 << (bits - 1))
 
 
-def range_text(batch_size: int) -> str:
-    """The range that holds this size, as ``3`` or ``9-12``."""
-    if batch_size <= 4:
-        return str(batch_size)
-    width = 1 << ((batch_size - 1).bit_length() - 2)
-    first = (batch_size - 1) // width * width + 1
-    return f"{first}-{first + width - 1}"
-
-
 def prior_milliseconds(arm: Arm, batch_size: int) -> float:
     """The time on a small CPU whose round of off takes a millisecond for one request."""
     passes = arm.steps if arm.drafts else 0
@@ -266,12 +256,6 @@ class CostTable:
         """How often the arm was timed at about this batch size, and in which round it was timed last."""
         cell = self._cells.get((arm, size_range(batch_size)))
         return (len(cell.times), cell.last) if cell else (0, 0)
-
-    def cells(self) -> Iterator[RoundCost]:
-        """The time of every cell at the present pace."""
-        for (arm, _), cell in sorted(self._cells.items(), key=lambda item: item[0]):
-            if (milliseconds := cell.milliseconds * self.pace) > 0:
-                yield RoundCost(arm=arm.name, batch_size=cell.batch_size, milliseconds=milliseconds)
 
     def _guess(self, arm: Arm, batch_size: int) -> float:
         """The time of an arm that was never timed here.

@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Final
 
 from aurora_protocol.agent_api import MAX_SPEEDUP, SavedTime
@@ -51,68 +50,53 @@ class SavedTimeAverage:
 
 
 class _SourceCount:
-    """The counters of one source."""
+    """The counters of one source, by position in the chain, from 0."""
 
-    def __init__(self, longest: int) -> None:
-        self.chains = [0] * (longest + 1)
-        self.accepted = [0] * (longest + 1)
+    def __init__(self) -> None:
+        self.proposed: Counter[int] = Counter()
+        self.accepted: Counter[int] = Counter()
 
     def record(self) -> SourceCounters:
-        return SourceCounters(proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted))
-
-
-def _at_least(counts: Sequence[int]) -> tuple[int, ...]:
-    """From chains of each length 0, 1, 2…: chains of at least 1, 2… tokens. Empty when there is none."""
-    sums: list[int] = []
-    total = 0
-    for count in reversed(counts[1:]):
-        total += count
-        if total or sums:
-            sums.append(total)
-    return tuple(reversed(sums))
+        proposed, accepted = (tuple(at[i] for i in range(len(at))) for at in (self.proposed, self.accepted))
+        return SourceCounters(proposed_at=proposed, accepted_at=accepted)
 
 
 class RoundReport:
     """The counters of one engine start."""
 
-    def __init__(self, folder: PodFolder, boot: str, controller: Controller, longest: int) -> None:
+    def __init__(self, folder: PodFolder, boot: str, controller: Controller) -> None:
         self._folder = folder
         self._boot = boot
         self._controller = controller
         self._rounds: Counter[str] = Counter()
-        self._exploring = 0
-        self._counts = {source: _SourceCount(longest) for source in (Source.LOOKUP, Source.DRAFT)}
+        self._counts = {source: _SourceCount() for source in (Source.LOOKUP, Source.DRAFT)}
         self._saved_time = SavedTimeAverage()
         self.errors = 0
 
     def add(self, current: Round, outcome: Outcome) -> None:
         """A round ended. It says nothing about a request that had ended before."""
         self._rounds[current.decision.arm.name] += 1
-        self._exploring += current.decision.explores
         for place, source in enumerate(current.decision.sources):
             if source is Source.NONE or not outcome.made[place]:
                 continue
             proposed, count = current.proposed(place), self._counts[source]
-            count.chains[proposed] += 1
-            count.accepted[min(outcome.accepted[place], proposed)] += 1
+            count.proposed.update(range(proposed))
+            count.accepted.update(range(min(outcome.accepted[place], proposed)))
 
     def add_parked(self) -> None:
         """A round was off without a decision."""
         self._rounds[OFF.name] += 1
 
     def state(self) -> SpeculationState:
-        controller, rounds = self._controller, self._rounds.total()
-        speedup, saved_seconds = controller.speedup_over_off, controller.saved_seconds
+        speedup, saved_seconds = self._controller.speedup_over_off, self._controller.saved_seconds
         return SpeculationState(
             boot=self._boot,
             errors=self.errors,
             rounds_by_arm=dict(self._rounds),
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
-            costs=tuple(controller.costs.cells()),
             speedup_over_off=None if speedup is None else min(speedup, MAX_SPEEDUP),
             saved_time=None if speedup is None else self._saved_time.observe(time.monotonic(), saved_seconds),
-            exploring_share=self._exploring / rounds if rounds else 0,
         )
 
     def write(self) -> None:

@@ -116,7 +116,7 @@ class FakeEngine:
 
     def __init__(self, policy: Recording, *, overlaps: bool = False, seed: int = 0, retract_share: float = 0.0) -> None:
         self.policy, self.overlaps, self.retract_share = policy, overlaps, retract_share
-        self.report = RoundReport(PodFolder(Path("/state")), "b", policy, longest=5)
+        self.report = RoundReport(PodFolder(Path("/state")), "b", policy)
         self.version = "1"
         self.hooks = WorkerHooks(
             SETTINGS,

@@ -23,7 +23,7 @@ DAY = 86400
 
 
 def a_report(folder: Path) -> RoundReport:
-    return RoundReport(PodFolder(folder), "boot", FixedArms(["off"]), longest=5)
+    return RoundReport(PodFolder(folder), "boot", FixedArms(["off"]))
 
 
 def add(report: RoundReport, ended: Round, accepted: list[int], made: Sequence[int] = ()) -> None:
@@ -41,7 +41,6 @@ def test_counters_by_position_and_arm(tmp_path: Path) -> None:
         Arm(3, drafts=True),
         sources=(LOOKUP, DRAFT, NONE),
         proposals=[Proposal((7,), 2), Proposal(), Proposal()],
-        explores=True,
     )
     add(report, mixed, [3, 1, 2])
     report.write()
@@ -49,7 +48,6 @@ def test_counters_by_position_and_arm(tmp_path: Path) -> None:
     assert state is not None
     assert state.ok
     assert state.rounds_by_arm == {"off": 2, "draft-2": 1, "draft-3": 1}
-    assert state.exploring_share == 1 / 4
     assert (state.lookup.proposed_at, state.lookup.accepted_at) == ((1,), (1,)), "filler tokens do not count"
     assert (state.draft.proposed_at, state.draft.accepted_at) == ((3, 3, 1), (2, 1))
 
@@ -58,17 +56,17 @@ def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path)
     """Under overlap scheduling it was launched before the request's end was known."""
     report = a_report(tmp_path)
     add(report, a_round([FakeRequest("r")], Arm(1, drafts=True)), [1], [0])
-    assert report.state().draft.rounds == 0
+    assert report.state().draft.proposed_at == ()
 
 
 def test_an_engine_without_rounds_reports_nothing(tmp_path: Path) -> None:
     state = a_report(tmp_path).state()
-    assert (state.rounds_by_arm, state.exploring_share, state.draft.rounds) == ({}, 0, 0)
+    assert (state.rounds_by_arm, state.draft.proposed_at) == ({}, ())
 
 
 def test_fixed_arms_estimate_nothing_so_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
     arms = FixedArms(["off"])
-    report = RoundReport(PodFolder(tmp_path), "boot", arms, longest=5)
+    report = RoundReport(PodFolder(tmp_path), "boot", arms)
     for _ in range(3):
         arms.round_parked(1)
         state = report.state()
