@@ -55,7 +55,6 @@ from aurora_runtime.validation.measured_engine import Answer, BatchResult, LoadC
 from aurora_runtime.validation.rounds import NEAR_TIE_LOGIT_GAP, first_difference
 
 PROMPT_SEED = 2
-REQUEST_TIMEOUT_SECONDS = 300.0
 ROUNDING_PROMPTS = 64
 """Answers on which bf16's own rounding is measured. Each takes two passes of the target."""
 
@@ -145,7 +144,7 @@ async def answer_all(
     """Have the server answer every prompt once at each concurrency, while ``swap_loop`` swaps its draft."""
     passes = []
     async with open_session() as http:
-        client = LoadClient(http, server.url, REQUEST_TIMEOUT_SECONDS)
+        client = LoadClient(http, server.url)
         for concurrency in options.concurrency:
             began = time.monotonic()
             batch = asyncio.ensure_future(client.batch(token_prompts, concurrency, options.tokens))

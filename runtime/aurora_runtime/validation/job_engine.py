@@ -24,7 +24,7 @@ from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 MEMORY_SHARE: Final = 0.85
@@ -109,4 +109,4 @@ class JobEngine:
 
     def client(self, arm: Arm, wish: Mapping[str, Any]) -> LoadClient:
         """A client of the engine of ``arm``. Raises :class:`MeasurementError` when that died."""
-        return LoadClient(self._session, self._running(arm).url, REQUEST_SECONDS, wish=wish)
+        return LoadClient(self._session, self._running(arm).url, wish=wish)

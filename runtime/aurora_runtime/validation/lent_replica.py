@@ -37,7 +37,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import BatchResult, LoadClient
 
 log = logging.getLogger(__name__)
 
@@ -164,4 +164,4 @@ class LentReplica:
         host = f"[{self.replica.ip}]" if ":" in self.replica.ip else self.replica.ip
         headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
         url = f"http://{host}:{self.replica.engine_port}"
-        return LoadClient(self._session, url, REQUEST_SECONDS, headers, wish)
+        return LoadClient(self._session, url, headers, wish)

@@ -84,8 +84,6 @@ class LoadClient:
 
     session: aiohttp.ClientSession
     url: str
-    request_seconds: float
-    """Time limit of one request."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     wish: Mapping[str, Any] = field(default_factory=dict)
     """What each request asks for (:mod:`aurora_runtime.request_wish`), such as no speculation."""
@@ -158,7 +156,7 @@ class LoadClient:
         engine = SGLangClient(self.session, self.url, headers=self.headers)
         if self.wish:
             body["sampling_params"]["custom_params"] = {PARAMETER: dict(self.wish)}
-        return await engine.generate(body, timeout_seconds=self.request_seconds)
+        return await engine.generate(body, timeout_seconds=REQUEST_SECONDS)
 
 
 class EngineHost(Protocol):

@@ -38,7 +38,7 @@ from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, Answer, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import Answer, BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 NGRAM_TOKENS: Final = (4, 12)
@@ -209,7 +209,7 @@ class Servers:
 
     def _client(self, server: str, wish: Mapping[str, bool]) -> LoadClient:
         url = self._url(server)
-        return SampledClient(self._session, url, REQUEST_SECONDS, wish=wish, temperature=self.temperature)
+        return SampledClient(self._session, url, wish=wish, temperature=self.temperature)
 
     async def learn(self, traffic: Sequence[Conversation], warmup: Sequence[Conversation]) -> None:
         """Let each experienced server answer ``traffic``. ``warmup`` is for later, and is in no batch.

@@ -165,7 +165,7 @@ async def test_the_pod_is_drained_a_swap_is_warmed_up_and_the_pod_is_given_back(
 
 
 def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> None:
-    client = LoadClient(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
+    client = LoadClient(None, "http://x", {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
     for shown in (repr(lent(scripted)), repr(client)):
         assert TOKEN not in shown
         assert measurement_pass(TOKEN, "job") not in shown
