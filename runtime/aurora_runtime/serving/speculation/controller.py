@@ -51,16 +51,12 @@ DRAFT_PRIOR: Final = 0.1
 # choice
 OFF_PREFERENCE: Final = 0.02
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
-HYSTERESIS: Final = 0.01
-"""Share by which an arm must beat the arm of the last round."""
 LOOKUP_LEAD: Final = 0.05
 """Share by which lookup must promise more tokens than the draft, the target's own included, to replace it. The larger
 of two uncertain estimates is on average too high."""
 # trials
 TRIAL_SHARE: Final = 0.01
 """The share of the time that trials may lose."""
-UNPROVEN_SHARE: Final = 0.02
-"""The same while the draft has hardly been tried."""
 LEAST_TRIAL_ROUNDS: Final = 4
 OPTIMISM: Final = 1.5
 """Standard deviations above the estimate with which a trial's value is considered."""
@@ -68,15 +64,13 @@ LEAST_GAIN: Final = 0.03
 """An arm is tried if it could be better than the best arm by this share."""
 LEAST_LOSS: Final = 0.02
 """The smallest relative loss with which a possible gain is weighed."""
-KNOWN_PROPOSALS: Final = 4
-"""Proposals that must have reached a position of the draft before an arm with more steps is tried."""
 OFF_TIMES: Final = 4
 """Times of off, in each range of batch sizes, before another arm replaces it. With a single time that is too long,
 every arm would seem free."""
 OFF_TRIES: Final = 16
 """Most rounds of off for these times. A round that a prefill interrupts has no time."""
-OFF_ROUNDS: Final = (8, 64)
-"""After so many rounds off is timed again, because everything is compared with it: the fewer the less it would lose."""
+OFF_ROUNDS: Final = 128
+"""After so many rounds off is timed again, because everything is compared with it."""
 # the draft
 USE_GAIN: Final = 0.01
 """The draft comes into use when it would make rounds faster by this share, and goes out of use below 0."""
@@ -88,12 +82,9 @@ PROBE_ROUNDS: Final = 8
 PROVEN_PROPOSALS: Final = 32
 """Proposals of a version before which every prefill is a probe, as long as the draft may be worth it."""
 # parking
-QUIET_ROUNDS: Final = 16
+QUIET_ROUNDS: Final = 8
 """Decided rounds of off in a row before the controller parks."""
-QUIET_ROUNDS_AGAIN: Final = 4
-"""The same after parked rounds."""
-PARK_ROUNDS: Final = (32, 256)
-"""Rounds that the first parking lasts, and the longest. Each is twice as long as the one before it."""
+PARK_ROUNDS: Final = 128
 SPEEDUP_MEMORY: Final = 0.998
 """Weight that earlier rounds keep in the speedup with each further one: about 500 rounds count."""
 
@@ -147,14 +138,12 @@ class Controller:
         """Time that speculation saved since the start, by the same estimate as :attr:`speedup_over_off`."""
         self._own_milliseconds = self._off_milliseconds = 0.0
         self._round = 0
-        self._last = OFF
         self._next_trial = 0
         self._off_tries = Counter[int]()
         self._prefills = PROBE_PREFILLS
         self._keep_until = 0
         self._debt = 0.0
         self._quiet = 0
-        self._park_rounds = PARK_ROUNDS[0]
 
     # decisions -------------------------------------------------------------------------------------------------------
 
@@ -169,9 +158,8 @@ class Controller:
         in_use = self._draft is not None and self._draft.in_use  # else off is what would run without the probe
         values = self._values(size, lookup, draft, upkeep=in_use)
         best = self._best(values)
-        self._last = best.arm
         chosen, explores = best.arm, False
-        if self._must_time_off(size, best, values[0]):
+        if self._must_time_off(size):
             chosen, explores = OFF, best.arm != OFF
         elif self._round >= self._next_trial and (found := self._trial(outlooks, values, best)):
             chosen, explores = found, True
@@ -200,14 +188,13 @@ class Controller:
     def _parks(self, best: Value, *, keeps: bool, explores: bool) -> int:
         """How many rounds to park after a decided round."""
         if best.arm != OFF:
-            self._quiet, self._park_rounds = 0, PARK_ROUNDS[0]
+            self._quiet = 0
         elif not keeps and not explores:
             self._quiet += 1
         if keeps or self._quiet < QUIET_ROUNDS:
             return 0
-        rounds, self._quiet = self._park_rounds, QUIET_ROUNDS - QUIET_ROUNDS_AGAIN
-        self._park_rounds = min(PARK_ROUNDS[1], 2 * rounds)
-        return rounds
+        self._quiet = 0
+        return PARK_ROUNDS
 
     # learning --------------------------------------------------------------------------------------------------------
 
@@ -226,11 +213,8 @@ class Controller:
         if outcome.decision.explores and arm != OFF and ended < size:
             made_if_none_had_ended = made * size / (size - ended)  # any arm would have run the ended requests
             lost = (took - made_if_none_had_ended * off / size) / off + self._debt
-            share = UNPROVEN_SHARE if self._draft is not None and self._draft.is_unproven else TRIAL_SHARE
-            wait, self._debt = max(LEAST_TRIAL_ROUNDS, round(lost / share)), 0.0
-            self._next_trial = self._round + wait
-            if arm.drafts and wait <= 2 * PROBE_ROUNDS:
-                self._keep_until = max(self._keep_until, self._next_trial + 1)
+            self._next_trial = self._round + max(LEAST_TRIAL_ROUNDS, round(lost / TRIAL_SHARE))
+            self._debt = 0.0
         if outcome.milliseconds is not None:
             worth = off * (made + ended) / size  # off, too, runs a request once after its answer's end
             self._compare_with_off(took, worth)
@@ -345,19 +329,14 @@ class Controller:
         ]
 
     def _best(self, values: Sequence[Value]) -> Value:
-        """The arm with the most tokens per millisecond. Off, or the arm of the last round, if it is about as good.
+        """The arm with the most tokens per millisecond. Off, if it is about as good.
 
         A draft may only be tried until one of its tokens was accepted. Before, what it seems worth is its prior.
         """
         proven = self._draft is not None and self._draft.rates.has_accepted
         allowed = [value for value in values if proven or not value.arm.drafts]
         off, best = allowed[0], max(allowed, key=lambda value: value.speed)
-        if off.speed * (1 + OFF_PREFERENCE) >= best.speed:
-            return off
-        for value in allowed:
-            if value.arm == self._last and value.speed * (1 + HYSTERESIS) >= best.speed:
-                return value
-        return best
+        return off if off.speed * (1 + OFF_PREFERENCE) >= best.speed else best
 
     def _sources(self, arm: Arm, lookup: Sequence[Curve], draft: Sequence[Curve]) -> tuple[Source, ...]:
         """The source of each request: the draft, unless lookup promises more tokens by its lead in this arm."""
@@ -380,12 +359,11 @@ class Controller:
 
     # trials ----------------------------------------------------------------------------------------------------------
 
-    def _must_time_off(self, size: int, best: Value, off: Value) -> bool:
+    def _must_time_off(self, size: int) -> bool:
         """Whether to time off, because it was timed too rarely or too long ago to be compared with."""
         times, last = self.costs.times(OFF, size)
         if times >= OFF_TIMES:
-            (least, most), gain = OFF_ROUNDS, best.speed / off.speed - 1
-            return self._round - last >= max(least, min(most, gain / TRIAL_SHARE)) * (1 + gain)
+            return self._round - last >= OFF_ROUNDS
         self._off_tries[size_range(size)] += 1
         return self._off_tries[size_range(size)] <= OFF_TRIES
 
@@ -399,7 +377,6 @@ class Controller:
         if self._draft is not None:
             most = max((speed for arm, speed in promises.items() if arm.drafts), default=0.0)
             self._draft.may_pay = most > best.speed * (1 + LEAST_GAIN)
-            self._promise_step_by_step(promises, self._draft.rates)
         found, most = None, 0.0
         for value in values:
             gain = promises.get(value.arm, 0.0) / best.speed - 1
@@ -409,20 +386,6 @@ class Controller:
             if gain / max(loss, LEAST_LOSS) > most:
                 found, most = value.arm, gain / max(loss, LEAST_LOSS)
         return found
-
-    def _promise_step_by_step(self, promises: dict[Arm, float], rates: SurvivalRates) -> None:
-        """Let the draft be tried from few steps to many.
-
-        The first arm with a position that is not known yet stands for all deeper ones. So one cheap step finds an
-        untrained draft out, although only many steps could have been worth it.
-        """
-        arms = [arm for arm in promises if arm.drafts]
-        for i, arm in enumerate(arms):
-            if rates.trials(arm.steps - 1) < KNOWN_PROPOSALS:
-                promises[arm] = max(promises[deeper] for deeper in arms[i:])
-                for deeper in arms[i + 1 :]:
-                    del promises[deeper]
-                return
 
 
 class FixedArms(Controller):

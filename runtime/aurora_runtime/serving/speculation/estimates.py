@@ -55,7 +55,6 @@ class SurvivalRates:
         self._prior = log(prior / (1.0 - prior))
         self._own = [self._prior] * positions
         self._variance = [PRIOR_VARIANCE] * positions
-        self._trials = [0] * positions
         self._round = 0
         self.has_accepted = False
         """Whether any token was ever accepted."""
@@ -73,7 +72,6 @@ class SurvivalRates:
             self.has_accepted |= accepted > 0
             for position in range(min(accepted + (accepted < proposed), len(self._own))):
                 right = position < accepted
-                self._trials[position] += 1
                 expected = sigmoid(means[position] + shift)
                 surprise += right - expected
                 information = 1.0 / self._variance[position] + expected * (1.0 - expected)
@@ -92,10 +90,6 @@ class SurvivalRates:
                 points.append(total)
             found = self._curves[shift, z] = tuple(points)
         return found
-
-    def trials(self, position: int) -> int:
-        """How many proposals have reached a position, counted from 0."""
-        return self._trials[position]
 
     def _means(self) -> list[float]:
         """The log odds by position. A position that was hardly seen is about as good as the one before it."""
@@ -150,8 +144,7 @@ PACE_MEMORY: Final = 0.99
 MOST_DEVIATION: Final = 1.5
 """A deviation from a cell by more than this factor says nothing about the pace."""
 UPKEEP_GAIN: Final = 0.1
-"""How much of a deviation the draft's upkeep takes, when the cell was timed without it a moment ago."""
-FRESH_ROUNDS: Final = 64
+"""How much of a deviation the draft's upkeep takes."""
 UNTIMED_EXTRA: Final = 0.2
 """Share of an arm's expected time beyond off's that it may take in fact, before any arm like it was timed. The
 expectation is a small CPU's. On a GPU a few proposed tokens cost nearly nothing."""
@@ -182,13 +175,11 @@ class Cell:
     Attributes:
         batch_size: the size of the last batch.
         last: the round of the last time.
-        last_bare: the same of the last time without upkeep.
     """
 
     batch_size: int
     times: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     last: int = 0
-    last_bare: int = -FRESH_ROUNDS
 
     @property
     def milliseconds(self) -> float:
@@ -219,13 +210,12 @@ class CostTable:
             deviation = own / (known + upkeep * extra)
             if 1 / MOST_DEVIATION < deviation < MOST_DEVIATION:
                 self.pace = self.pace**PACE_MEMORY * deviation**PACE_GAIN
-                if upkeep and now - cell.last_bare < FRESH_ROUNDS:
+                if upkeep:
                     seen = max(-1.0, min((own - known) / extra, 3.0))
                     self._upkeep = max(0.05, self._upkeep * (1 + UPKEEP_GAIN * (seen - 1)))
         own = milliseconds / self.pace
         cell.times.append(max(own / 2, own - upkeep * extra))
         cell.batch_size, cell.last = batch_size, now
-        cell.last_bare = cell.last_bare if upkeep else now
         self._cells[arm, size_range(batch_size)] = cell
         self._estimates.clear()
 
