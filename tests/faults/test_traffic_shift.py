@@ -4,21 +4,25 @@ The active draft was trained on SQL. Then clients ask for JSON. On these request
 is measured faster, and its rollout begins. Then clients return to SQL. The operator must compare the canary with the
 other pod on the same traffic. Two judgements later every pod must serve the previous draft again, without a failed
 request.
+
+Each round drafts (`draft.shape: Fixed`). With Adaptive a draft proposes too seldom, on these requests, for a judgement.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from aurora_api.v1alpha1.draft import Shape
 from tests.assets.trained_draft import write_perturbed_copy
 from tests.faults.fault_rig import FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
 from tests.traffic.prompts import Domain
 
-pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("reject_newest_version_afterwards")]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("fixed_shape", "reject_newest_version_afterwards")]
 MAX_ROLLBACK_REQUESTS = 300
 """Requests from the shift to the end of the rollback, about 60 s of this traffic on two quiet cores.
 
@@ -28,6 +32,25 @@ requests depends on the machine.
 """
 REQUESTS_TO_SHIFT = 750
 """After so many requests of a domain, all recent held-out requests are of that domain."""
+
+
+@pytest.fixture
+def fixed_shape(rig: FaultRig) -> Iterator[None]:
+    """Let each round propose the draft's tokens, until the test ends."""
+    _set_shape(rig, Shape.FIXED)
+    yield
+    _set_shape(rig, Shape.ADAPTIVE)
+
+
+def _set_shape(rig: FaultRig, shape: Shape) -> None:
+    former = _pod_names(rig)
+    rig.patch({"draft": {"shape": shape}})
+    rig.wait_until("both pods were replaced", lambda: not _pod_names(rig) & former)
+    rig.wait_until("both pods serve", lambda: rig.serves(rig.status()["active"]["version"]))
+
+
+def _pod_names(rig: FaultRig) -> set[str]:
+    return {pod["metadata"]["name"] for pod in rig.component_pods("inference")}
 
 
 def _shift_traffic(rig: FaultRig, domain: Domain) -> None:
