@@ -49,32 +49,30 @@ def test_rounding_is_no_error(dtype: torch.dtype) -> None:
     assert 0 <= float(found.uncaptured_mass.min()) <= float(found.uncaptured_mass.max()) <= 1
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, 1.0, 10.0])
-def test_a_logarithm_of_no_probability_is_refused(value: float) -> None:
+def with_value(name: str, place: tuple[int, ...], value: float) -> RequestTrace:
+    """A trace with ``value`` at a place of a field."""
     trace = tiny.trace(1)
-    trace.top_logprobs[3, 2] = value
-    with pytest.raises(TraceFormatError):
-        captured(trace)
+    if name == "top_ids":
+        trace = dataclasses.replace(trace, top_ids=trace.top_ids.long())
+    getattr(trace, name)[place] = value
+    return trace
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, -0.5, 1.1, 60_000.0])
-def test_a_mass_of_no_probability_is_refused(value: float) -> None:
-    trace = tiny.trace(1)
-    trace.uncaptured_mass[3] = value
-    with pytest.raises(TraceFormatError):
-        captured(trace)
+NO_DISTRIBUTIONS: dict[str, RequestTrace] = {
+    "an infinite logarithm": with_value("top_logprobs", (3, 2), math.inf),
+    "a logarithm that is no number": with_value("top_logprobs", (3, 2), math.nan),
+    "a probability above 1": with_value("top_logprobs", (3, 2), 1.0),
+    "probabilities that are too many together": with_value("top_logprobs", (3,), math.log(0.5)),
+    "a mass that is no number": with_value("uncaptured_mass", (3,), math.nan),
+    "a negative mass": with_value("uncaptured_mass", (3,), -0.5),
+    "a mass above 1": with_value("uncaptured_mass", (3,), 1.1),
+    "a token twice": with_value("top_ids", (3, 1), int(tiny.trace(1).top_ids[3, 0])),
+    "an id beyond 32 bits": with_value("top_ids", (3, 1), 1 << 32),
+}
 
 
-def test_probabilities_that_are_too_many_together_are_refused() -> None:
-    trace = tiny.trace(1)
-    trace.top_logprobs[3] = math.log(0.5)
-    with pytest.raises(TraceFormatError):
-        captured(trace)
-
-
-def test_a_token_that_stands_in_a_row_twice_is_refused() -> None:
-    trace = tiny.trace(1)
-    trace.top_ids[3, 1] = trace.top_ids[3, 0]
+@pytest.mark.parametrize("trace", NO_DISTRIBUTIONS.values(), ids=NO_DISTRIBUTIONS)
+def test_what_is_no_distribution_is_refused(trace: RequestTrace) -> None:
     with pytest.raises(TraceFormatError):
         captured(trace)
 
@@ -91,10 +89,3 @@ def test_a_token_that_capture_repeats_is_kept_once() -> None:
     assert sorted(found[kept].tolist()) == sorted(set(ids[0].tolist()))
     assert found[:2].tolist() == [69, 7]
     assert torch.equal(probs, logprobs[0].float().exp().half())
-
-
-def test_an_id_beyond_32_bits_is_refused() -> None:
-    trace = dataclasses.replace(tiny.trace(1), top_ids=tiny.trace(1).top_ids.long())
-    trace.top_ids[3, 1] += 1 << 32
-    with pytest.raises(TraceFormatError):
-        captured(trace)

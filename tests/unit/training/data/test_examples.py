@@ -17,10 +17,8 @@ from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
-from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.evaluation import evaluate, expected_ids
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from aurora_runtime.training.objective.target_distribution import TargetDistribution
 from tests.assets.traces.verify_nodes import nodes_of, target_rows
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
@@ -55,32 +53,6 @@ def test_shards_of_another_top_k_share_a_batch(vocabulary: VocabularyMap) -> Non
     filled = target.ids[len(target.ids) // 2 :, 2:]
     assert bool((filled == -1).all())
     assert bool((target.probs[len(target.probs) // 2 :, 2:] == 0).all())
-
-
-def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(vocabulary: VocabularyMap) -> None:
-    """The vocabulary map is applied to a whole batch."""
-    traces = [tree_trace(1), tiny.trace(2, prompt=9, hidden_start=4), tree_trace(3, prompt=11, answer=20)]
-    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
-    target = collate(examples, 3, vocabulary, with_rejected=True).targets
-    parts = [part for e in examples for part in (e.targets, e.rejected.targets)]
-    captured_ids = torch.cat([part.target_ids for part in parts]).long()
-    inside = (captured_ids >= vocabulary.to_target[0]) & (
-        captured_ids <= vocabulary.to_target[-1]
-    )  # a range, in this fixture
-    assert 0.05 < inside[captured_ids >= 0].float().mean() < 0.95
-    assert torch.equal(target.ids, torch.where(inside, captured_ids - vocabulary.to_target[0], -1))
-    probs = torch.cat([part.target_probs for part in parts])
-    assert torch.equal(target.probs, torch.where(inside, probs, 0.0).float())
-    assert torch.equal(target.uncaptured_mass, torch.cat([part.uncaptured_mass for part in parts]).float())
-    whole = TargetDistribution(captured_ids, probs.float(), target.uncaptured_mass).mass()[(captured_ids >= 0).any(-1)]
-    torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # mapping lost no mass
-
-
-def test_captured_values_that_are_not_numbers_are_refused() -> None:
-    trace = tiny.trace(5, prompt=8, answer=15)
-    trace.uncaptured_mass[3] = float("nan")
-    with pytest.raises(TraceFormatError):
-        examples_of(trace, tiny.VOCAB)
 
 
 @pytest.mark.parametrize("hidden_start", [0, 4, 9])
@@ -247,26 +219,6 @@ def test_the_two_directions_of_a_vocabulary_map_agree(tmp_path: Path) -> None:
     assert {398, 399} <= set(ids.tolist())  # special tokens, beyond the first ids
     assert ids.numel() == tiny.DRAFT_VOCAB
     assert vocabulary.to_draft[ids].tolist() == list(range(ids.numel()))
-
-
-def test_the_buffer_keeps_its_bound_and_spreads_over_age() -> None:
-    examples = [examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)[0] for seed in range(200)]
-    size = examples[0].nbytes
-    buffer = ReplayBuffer(20 * size + size // 2)
-    for example in examples:
-        buffer.add([example])
-        assert buffer.nbytes <= 20 * size + size // 2
-    place = {id(e): i for i, e in enumerate(examples)}
-    ages = [place[id(e)] for e in buffer.examples()]
-    assert len(ages) == 20
-    assert ages == sorted(ages)
-    assert ages[-1] == 199
-    assert ages[0] < 170  # not only the newest twenty
-    assert sum(a >= 150 for a in ages) >= 10  # mostly recent
-    again = ReplayBuffer(20 * size + size // 2)
-    for example in examples:
-        again.add([example])
-    assert [id(e) for e in again.examples()] == [id(e) for e in buffer.examples()]
 
 
 @pytest.mark.parametrize(("roots", "slots"), [(1000, 64), (24, 1000), (24, 64)])

@@ -18,12 +18,6 @@ def test_the_newest_examples_within_the_bound_are_compared() -> None:
         assert list(newest_within(examples, held - 1)) == examples[: max(1, count - 1)]
 
 
-def test_a_long_request_alone_is_compared_all_the_same() -> None:
-    examples = examples_of(tiny.trace(1, answer=20), tiny.VOCAB)
-    assert list(newest_within(examples, 1)) == examples[:1]
-    assert list(newest_within([], 1)) == []
-
-
 def test_requests_are_counted_once_each_whether_they_are_kept_or_not() -> None:
     examples = tuple(examples_of(tiny.trace(1, answer=20), tiny.VOCAB))
     size = sum(example.nbytes for example in examples)

@@ -15,14 +15,10 @@ from aurora_runtime.training.data import kept_states
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates
 from aurora_runtime.training.data.prefix_bank import PrefixBank
-from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
-from aurora_runtime.training.settings import TrainingPolicy
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
-
-SHARED = 1500
 
 
 def captured(trace: RequestTrace) -> RequestTrace:
@@ -65,18 +61,6 @@ def test_a_session_learns_the_same_bits_from_packed_states(tmp_path: Path, monke
         found.append(session.state())
     for other in found[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in found[0].items())
-
-
-def test_the_default_memory_holds_150_requests_behind_a_shared_prompt() -> None:
-    """The hidden size is a 128th of 4,096, and so are the bound and what capture keeps of a distribution."""
-    buffer = ReplayBuffer(TrainingPolicy.of(4096).replay_bytes * tiny.HIDDEN // 4096)
-    bank = PrefixBank(1 << 28, 256)
-    for trace in behind_a_shared_prompt(150, SHARED):
-        trace = dataclasses.replace(trace, top_ids=trace.top_ids[:, :1], top_logprobs=trace.top_logprobs[:, :1])
-        buffer.add(examples_of(trace, tiny.VOCAB, bank.complete(trace)))
-    assert buffer.evicted == 0
-    assert len(buffer) == 150
-    assert {example.slots for example in buffer.examples()} == {SHARED + 199}
 
 
 def addresses(states: KeptStates) -> set[int]:

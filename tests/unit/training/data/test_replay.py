@@ -1,4 +1,4 @@
-"""The replay buffer is bounded, draws all examples alike, and draws the same when rebuilt."""
+"""The replay buffer is bounded and draws all examples alike. Its budget decides how often an example is trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates, StateBlock
 from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_budget import BUDGET, ReplayBudget
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.state.learning_state import LearningState
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
@@ -93,27 +97,6 @@ def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> No
     place = {id(each): i for i, each in enumerate(every)}
     ages = [place[id(each)] for each in buffer.examples()]
     assert ages == sorted(ages)
-
-
-@given(sizes, st.integers(1, 30), st.integers(1, 25))
-def test_a_rebuilt_buffer_draws_the_same_examples(sizes: list[int], room: int, killed: int) -> None:
-    """A resumed trainer adds the former examples again and restores the generator."""
-    limit = room * example(slots=8).nbytes
-    every = [example(slots=n) for n in sizes]
-
-    def go_on(buffer: ReplayBuffer, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
-        drawn = []
-        for each in later:
-            buffer.add([each])
-            drawn.append(identities(buffer.sample(BatchBound(10_000, 60), g)))
-        return drawn
-
-    live, g = ReplayBuffer(limit), generator()
-    go_on(live, g, every[:killed])
-    saved = g.get_state()
-    rebuilt, again = buffer_of(every[:killed], limit), generator(1)
-    again.set_state(saved)
-    assert go_on(rebuilt, again, every[killed:]) == go_on(live, g, every[killed:])
 
 
 @pytest.mark.parametrize("count", [20, 43, 100, 1000])
@@ -207,3 +190,89 @@ def test_a_backlog_is_replayed_only_beside_fresh_batches(tmp_path: Path, monkeyp
     assert trainer.learning.ledger.total == 4
     most = (1 + recipe.replay) * trainer.learning.trained_tokens
     assert most - SPARE < session.trained_positions < most + SPARE
+
+
+recipes = st.builds(Recipe, replay=st.integers(0, 8), passes=st.integers(1, 64))
+fresh_batches = st.lists(st.integers(1, 600), max_size=30)
+
+
+def replayed(budget: ReplayBudget, batch: int, *, beside_fresh: bool, max_batches: int = 100_000) -> int:
+    """Replay batches of ``batch`` roots, at most ``max_batches``; returns the roots.
+
+    The default is more than 63 passes over 30 fresh batches of 600 positions need, 16 roots at a time.
+    """
+    total = 0
+    for _ in range(max_batches):
+        if not budget.can_replay(beside_fresh=beside_fresh):
+            break
+        budget.debit(batch, beside_fresh=beside_fresh)
+        total += batch
+    return total
+
+
+@given(recipe=recipes, fresh=fresh_batches, batch=st.integers(16, 512))
+def test_a_root_is_trained_as_often_as_the_recipe_says(recipe: Recipe, fresh: list[int], batch: int) -> None:
+    budget, beside, fresh_roots = ReplayBudget(replay=recipe.replay, passes=recipe.passes), 0, 0
+    for roots in fresh:
+        fresh_roots += roots
+        budget.credit(roots, fresh_roots)
+        beside += replayed(budget, batch, beside_fresh=True, max_batches=recipe.replay)
+        assert beside < min(recipe.replay, recipe.passes - 1) * fresh_roots + batch
+    total = beside + replayed(budget, batch, beside_fresh=False)
+    want = (recipe.passes - 1) * fresh_roots if recipe.replay else 0
+    assert want <= total < want + batch
+
+
+@given(recipe=recipes, backlog=st.integers(1, 10**9), buffered=st.integers(1, 50_000))
+def test_the_budget_is_bounded_by_what_the_buffer_holds(recipe: Recipe, backlog: int, buffered: int) -> None:
+    budget = ReplayBudget(replay=recipe.replay, passes=recipe.passes)
+    budget.credit(backlog, buffered)
+    assert replayed(budget, 512, beside_fresh=False) < recipe.passes * buffered + 512
+
+
+@given(recipe=recipes, sizes=st.lists(st.integers(1, 600), min_size=1, max_size=8), kept=st.integers(0, 8))
+def test_the_budget_is_bounded_by_what_the_buffer_still_holds_once_shards_expired(
+    recipe: Recipe, sizes: list[int], kept: int
+) -> None:
+    """Otherwise all credit of the shards that are gone would go into the few examples that stay."""
+    budget, nothing = ReplayBudget(replay=recipe.replay, passes=recipe.passes), cast(Any, None)
+    learning = LearningState(nothing, nothing, ReplayBuffer(1 << 30), budget, HeldOutSet(1, 1, 1), nothing, 0)
+    for number, count in enumerate(sizes):
+        learning.replay.add([dataclasses.replace(example(), root_count=count)], f"shard {number}")
+        budget.credit(count, learning.replay.roots)
+    learning.drop([f"shard {number}" for number in range(kept, len(sizes))])
+    assert learning.replay.roots == sum(sizes[:kept])
+    most = (recipe.passes - 1) * learning.replay.roots if recipe.replay else 0
+    assert max(budget.state()[BUDGET].tolist()) <= most
+    assert replayed(budget, 512, beside_fresh=False) < most + 512
+
+
+@given(recipe=recipes, fresh=fresh_batches)
+def test_the_budget_outlives_the_process(recipe: Recipe, fresh: list[int]) -> None:
+    before, after, buffered = (
+        ReplayBudget(replay=recipe.replay, passes=recipe.passes),
+        ReplayBudget(replay=recipe.replay, passes=recipe.passes),
+        100_000,
+    )
+    for roots in fresh:
+        before.credit(roots, buffered)
+        replayed(before, 512, beside_fresh=True, max_batches=1)
+    after.restore(before.state(), buffered)
+    assert torch.equal(after.state()["replay.budget"], before.state()["replay.budget"])
+    assert [after.can_replay(beside_fresh=b) for b in (True, False)] == [
+        before.can_replay(beside_fresh=b) for b in (True, False)
+    ]
+
+
+@given(recipe=recipes, then=recipes, buffered=st.integers(0, 20_000))
+def test_a_restored_budget_is_bounded_by_the_new_recipe_and_buffer(recipe: Recipe, then: Recipe, buffered: int) -> None:
+    before, after = (
+        ReplayBudget(replay=recipe.replay, passes=recipe.passes),
+        ReplayBudget(replay=then.replay, passes=then.passes),
+    )
+    before.credit(20_000, 20_000)
+    after.restore(before.state(), buffered)
+    most = (then.passes - 1) * buffered if then.replay else 0
+    assert replayed(after, 512, beside_fresh=False) < most + 512
+    if not most:
+        assert not after.can_replay(beside_fresh=False)

@@ -56,12 +56,6 @@ def test_a_stop_while_the_file_is_written_is_no_death(tmp_path: Path, monkeypatc
     assert not ShardDeaths(tmp_path).suspects
 
 
-def test_deaths_on_two_shards_are_counted_one_by_one(tmp_path: Path) -> None:
-    die(tmp_path, KEY)
-    assert die(tmp_path, OTHER).quarantined == ()
-    assert die(tmp_path, OTHER).quarantined == (OTHER,)
-
-
 def test_a_trainer_that_dies_on_every_shard_keeps_its_traces(tmp_path: Path) -> None:
     """Only two shards are given up. One success shows that the others are good, and quarantine is possible again."""
     shards = [f"traces/00000001/{number}.json" for number in range(4)]
