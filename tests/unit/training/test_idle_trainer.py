@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from aurora_operator.observe.observed import TRAINER_SILENCE
+from aurora_operator.observe.store.store_access import REST_SECONDS
 from aurora_protocol.training_records import TrainerStatus
 from aurora_runtime.pod_registry import ShardListing
 from aurora_runtime.training import progress
 from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.poll_backoff import JITTER_SHARE, PollBackoff
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
 from aurora_runtime.training.state import shard_ledger
@@ -150,14 +156,6 @@ def test_the_first_shard_after_a_pause_is_trained_within_the_longest_wait_and_br
     assert idle.time.pauses[-1][1] > SHORTEST, "and later it rests again"
 
 
-def test_flowing_traffic_never_meets_a_longer_wait(idle: Idle) -> None:
-    """An engine with little traffic closes three shards a minute."""
-    trainer = idle.trainer()
-    idle.time.events = [(20.0 * number, partial(idle.put_shard, number)) for number in range(1, 30)]
-    trainer.run()
-    assert {pause for at, pause in idle.time.pauses if at < 20.0 * 29} == {SHORTEST}
-
-
 def test_an_upload_without_its_manifest_brings_the_shortest_wait_back(idle: Idle) -> None:
     trainer = idle.trainer()
     data = Keys.shard(1, "pod-0", "boot", 0, utc_now()) + ".safetensors"
@@ -204,24 +202,18 @@ def test_a_wait_does_not_end_shortly_before_a_slow_listing_may_be_repeated(
     assert max(later - earlier for earlier, later in pairwise(listings)) <= LONGEST + slow_seconds
 
 
-def refuse_statuses(idle: Idle, monkeypatch: pytest.MonkeyPatch, begin: float, end: float) -> list[float]:
-    """Let the store refuse the trainer's status in a time. Returns when statuses were sent, refused ones included."""
+def test_an_idle_trainer_repeats_a_status_that_the_store_refused_after_the_shortest_wait(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent, put = list[float](), idle.rig.registry.put_trainer_status
 
     def put_or_refuse(status: TrainerStatus) -> None:
         sent.append(idle.time.now)
-        if begin <= idle.time.now < end:
+        if AT_REST <= idle.time.now < AT_REST + LONGEST:
             raise StoreError("no route")
         put(status)
 
     monkeypatch.setattr(idle.rig.registry, "put_trainer_status", put_or_refuse)
-    return sent
-
-
-def test_an_idle_trainer_repeats_a_status_that_the_store_refused_after_the_shortest_wait(
-    idle: Idle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent = refuse_statuses(idle, monkeypatch, AT_REST, AT_REST + LONGEST)
     idle.trainer().run()
     refused = [seconds for seconds in sent if AT_REST <= seconds < AT_REST + LONGEST]
     assert sent[sent.index(refused[-1]) + 1] == refused[-1] + SHORTEST
@@ -243,3 +235,52 @@ def test_a_trainer_in_a_long_wait_stops_at_once(idle: Idle) -> None:
     retrier.stop()
     thread.join(SECONDS)
     assert not thread.is_alive()
+
+
+PAUSES = st.floats(0.1, 100.0)
+
+
+@given(shortest=PAUSES, longest=PAUSES, hold=st.floats(0.0, 300.0), seed=st.integers(), resets=st.lists(st.booleans()))
+def test_pauses_hold_then_double_up_to_the_bound_and_begin_again_after_a_reset(
+    shortest: float, longest: float, hold: float, seed: int, resets: list[bool]
+) -> None:
+    backoff = PollBackoff(shortest, longest, hold, random.Random(seed).uniform)  # noqa: S311 - jitter
+    waited, level = 0.0, shortest
+    for reset in [*resets, *[False] * 20]:
+        if reset:
+            backoff.reset()
+            waited, level = 0.0, shortest
+        level = min(2 * level, max(shortest, longest)) if waited >= hold else level
+        pause = backoff.next_pause()
+        assert max(shortest, (1 - JITTER_SHARE) * level) <= pause <= level
+        waited += pause
+
+
+@given(seed=st.integers(), gap=st.floats(0.0, DEFAULT_POLICY.poll_hold_seconds - DEFAULT_POLICY.poll_seconds))
+def test_the_default_pauses_are_the_shortest_while_shards_come_within_the_hold(seed: int, gap: float) -> None:
+    policy = DEFAULT_POLICY
+    backoff = PollBackoff(
+        policy.poll_seconds,
+        policy.max_poll_seconds,
+        policy.poll_hold_seconds,
+        random.Random(seed).uniform,  # noqa: S311 - jitter
+    )
+    waited = 0.0
+    while waited < gap:
+        pause = backoff.next_pause()
+        assert pause == policy.poll_seconds
+        waited += pause
+
+
+def test_after_an_hour_without_traffic_a_pause_is_at_most_thirty_seconds() -> None:
+    policy = DEFAULT_POLICY
+    backoff = PollBackoff(policy.poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds, max)
+    pauses = [backoff.next_pause() for _ in range(270)]
+    assert pauses[:150] == [2.0] * 150, "for five minutes"
+    assert pauses[150:] == [4.0, 8.0, 16.0, *[30.0] * 117]
+
+
+def test_the_operator_never_takes_an_idle_trainer_for_silent() -> None:
+    policy = DEFAULT_POLICY
+    oldest = policy.idle_status_interval_seconds + policy.max_poll_seconds + 1.2 * REST_SECONDS
+    assert timedelta(seconds=oldest) < TRAINER_SILENCE

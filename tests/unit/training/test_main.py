@@ -1,8 +1,7 @@
-"""The trainer's program says why it cannot begin."""
+"""The trainer's program says in its status why it cannot begin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.training import main, retry
+from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Keys
 from aurora_store.errors import ObjectRefused
@@ -61,39 +61,56 @@ def test_a_head_that_does_not_fit_is_named_in_the_status_and_read_again(
     assert "norm_output" in status.message
 
 
-@pytest.fixture
-def archived_rig(tmp_path: Path) -> TrainerRig:
-    """A trainer that learned from three shards, in a store with nine shards and room for six."""
-    rig = TrainerRig(tmp_path)
+def test_a_trainer_whose_state_is_archived_says_so_while_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, retrier = TrainerRig(tmp_path), StopsAfterTwoWaits()
     rig.trainer(Traffic(rig.registry, 3)).run()
-    for number in range(3, 9):
-        tiny.put_shard(rig.registry, number, [tiny.trace(seed) for seed in range(3)])
-    return rig
-
-
-def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool = False) -> Callable[[], None]:
-    """Archive the data of the stored states, and also their ``records``. Returns what restores them."""
     get = rig.objects.get
 
     def archived(key: str, *arguments: Any, **options: Any) -> bytes:
-        if key.startswith(Keys.TRAINER_STATE) and (records or not key.endswith(".json")):
+        if key.startswith(Keys.TRAINER_STATE) and not key.endswith(".json"):
             raise ObjectRefused("InvalidObjectState; restore the object")
         return get(key, *arguments, **options)
 
     monkeypatch.setattr(rig.objects, "get", archived)
-    return lambda: monkeypatch.setattr(rig.objects, "get", get)
-
-
-def test_a_trainer_whose_state_is_archived_says_so_while_it_waits(
-    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig, retrier = archived_rig, StopsAfterTwoWaits()
     monkeypatch.setattr(main, "load_target", lambda _spec: rig.target)
     monkeypatch.setattr(retry, "INITIAL_BACKOFF_SECONDS", 0.01)
-    archive(rig, monkeypatch)
     with pytest.raises(Interrupted):
         main.run(rig.settings, rig.registry, retrier, torch.device("cpu"), None)
     status = rig.registry.trainer_status()
     assert status is not None
     assert status.phase is TrainerPhase.STARTING
     assert status.message == "reading the trainer's state failed: InvalidObjectState; restore the object"
+
+
+def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
+    registry, _ = tiny.memory_registry()
+    StatusWriter(registry).announce("reading the target failed: set HF_TOKEN")
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.message, status.step) == (
+        TrainerPhase.STARTING,
+        "reading the target failed: set HF_TOKEN",
+        0,
+    )
+    reported = {
+        "step": 7,
+        "held_out_acceptance_length": 2.5,
+        "held_out_requests": 3,
+    }
+    registry.put_trainer_status(status.model_copy(update=reported))
+    StatusWriter(registry).announce("loading")
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.step, status.held_out_acceptance_length, status.message) == (7, 2.5, "loading")
+    assert status.held_out_requests is None, "a trainer that cannot start delays no measurement"
+
+
+def test_a_status_that_cannot_be_read_is_replaced() -> None:
+    registry, _ = tiny.memory_registry()
+    registry.objects.put(Keys.TRAINER_STATUS, b'{"schemaVersion": 2, "phase": "Dreaming"}')
+    StatusWriter(registry).announce("loading")
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.message) == (TrainerPhase.STARTING, "loading")

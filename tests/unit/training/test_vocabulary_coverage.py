@@ -118,17 +118,3 @@ def test_counts_of_old_traffic_lose_their_weight(monkeypatch: pytest.MonkeyPatch
     change = coverage.review(FIRST, answers(range(400, 410), LATE))
     assert change is not None
     assert change.after > 0.99
-
-
-def test_restored_counts_decide_as_the_original_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_TOKENS_BEFORE_CHANGE", 1500)
-    first, second = VocabularyCoverage(tiny.VOCAB, ()), VocabularyCoverage(tiny.VOCAB, ())
-    first.add(answers(range(10), LATE))
-    second.restore(first.state())
-    for coverage in (first, second):
-        coverage.add(answers(range(10, 20), LATE))
-    found = [coverage.review(FIRST, answers(range(100, 110), LATE)) for coverage in (first, second)]
-    assert found[0] is not None
-    assert found[1] is not None
-    assert torch.equal(found[0].ids, found[1].ids)
-    assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))

@@ -158,10 +158,13 @@ class MemoryObjects(ObjectStore):
         self.data: dict[str, bytes] = {}
         self.written: dict[str, datetime] = {}
         self.fail_at: int | None = None
+        self.changes = 0
+        """How many changes were tried."""
         self._probe = "probe/0"
         answer_ranges(self)
 
     def _fail(self) -> None:
+        self.changes += 1
         if self.fail_at is not None:
             if self.fail_at == 0:
                 raise KeyboardInterrupt

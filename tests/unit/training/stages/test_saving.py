@@ -81,14 +81,6 @@ def stored_step(rig: TrainerRig) -> int:
     return record.step if record else 0
 
 
-def save_for(saver: StateSaver, seconds: float) -> None:
-    """What the loop does while it trains."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        saver.save_if_due()
-        time.sleep(0.01)
-
-
 def wait_until_stored(rig: TrainerRig, step: int) -> None:
     deadline = time.monotonic() + SECONDS
     while stored_step(rig) < step:
@@ -164,8 +156,9 @@ def test_an_error_of_a_save_is_raised_in_the_loop(rig: TrainerRig, gate: Gate) -
     _, saver = trainer_of(rig)
     gate.errors = [ObjectExists("trainer/00000001.json")]
     gate.opened.set()
+    saver.save_if_due()
     with pytest.raises(ObjectExists):
-        save_for(saver, SECONDS)
+        saver.save()
 
 
 def test_retention_learns_of_a_state_in_the_loop_after_it_is_stored(

@@ -17,7 +17,6 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
-from aurora_runtime.training.data.kept_states import HeldBytes
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
@@ -109,35 +108,6 @@ def test_replay_and_held_out_set_survive_any_restart(sizes: list[int], room: int
         assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
 
-@pytest.mark.parametrize(("parts", "whole"), [(300, True), (50, False)])
-def test_small_shards_are_buffered_and_evicted_whole(parts: int, whole: bool) -> None:
-    """So a restore reads no examples that the buffer does not need."""
-    registry, keys = stored([3] * 150)
-    live = RestoredParts(registry, ReplayBuffer(parts * SIZE))
-    live.learn(keys)
-    assert live.replay.evicted > 0
-    reader = reader_of(registry)
-    shards = {key: reader.read(key) for key in {span.shard for span in live.replay.spans()}}
-    restored = sum(len(shard.train) for shard in shards.values() if shard)
-    assert (restored == len(live.replay)) is whole
-
-
-def test_retired_shards_are_not_part_of_the_state() -> None:
-    registry, keys = stored([4] * 6)
-    live = RestoredParts(registry, ReplayBuffer(1 << 30))
-    live.learn(keys)
-    for key in keys[:2]:
-        registry.delete_shard(key)
-    reader = reader_of(registry)
-    consumed = keys[2:]
-    replay, held_out = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT)
-    replay_restore.restore(
-        replay_restore.spans_state(live.replay, live.held_out, consumed), consumed, reader, replay, held_out
-    )
-    assert reader.damaged == 0, "no deleted shard was read"
-    assert {span.shard for span in replay.spans()} == set(consumed)
-
-
 class CountingReader(ShardReader):
     """Records at each read how many of the former shards are still in memory."""
 
@@ -201,24 +171,6 @@ def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -
     assert resumed.count == live.count
     earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.MEASURABLE}
     replay_restore.restore(earlier, keys, FixedReader(registry, read), replay, HeldOutSet(9))
-
-
-def test_a_restart_counts_requests_whose_shards_it_does_not_read() -> None:
-    """There is room for one request. The others count until their shards expire."""
-    registry, keys = stored([1] * 6)
-    examples = [tuple(examples_of(request(0), tiny.VOCAB)) for _ in keys]
-    size = HeldBytes(examples[0]).total
-    live = HeldOutSet(HELD_OUT, size)
-    for number, key in enumerate(keys):
-        live.add(number, examples[number], key)
-    tensors = replay_restore.spans_state(ReplayBuffer(1 << 30), live, keys[2:])
-    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples[5], measurable=True),))}
-    resumed = HeldOutSet(HELD_OUT, size)
-    replay_restore.restore(tensors, keys[2:], FixedReader(registry, read), ReplayBuffer(1 << 30), resumed)
-    assert (len(resumed), resumed.count) == (1, 4), "two shards are retired"
-    assert list(resumed.measurable.items()) == list(live.measurable.items())[2:]
-    resumed.drop(keys[:-1])
-    assert resumed.count == 1
 
 
 class FixedReader(ShardReader):
