@@ -12,7 +12,6 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import draft_command, lineage
 from aurora_runtime.training.heads.published_head import read_head
 from tests.assets.signing import KEYS, ROOT_OWNER
-from tests.unit.training import tiny
 from tests.unit.training.heads import published
 from tests.unit.training.test_candidates import session_with_gain
 from tests.unit.training.trainer_rig import TrainerRig
@@ -69,15 +68,6 @@ def test_other_weights_than_the_channel_names_are_not_exported(
     assert "registry/00000001.json names other weights than the channel does" in capsys.readouterr().err
     assert not (folder / "model.safetensors").exists()
     assert draft_command.main(["export", "--to", str(folder), "--version", "0"]) == 0
-
-
-def test_the_embedding_is_stored_where_it_is_asked_for(rig: TrainerRig, tmp_path: Path) -> None:
-    folder = tmp_path / "head"
-    arguments = ["export", "--to", str(folder), "--format", "speculators", "--with-embedding"]
-    assert draft_command.main(arguments) == 0
-    sizes = (folder / "model.safetensors").stat().st_size
-    assert draft_command.main([*arguments[:2], str(tmp_path / "small"), *arguments[3:5]]) == 0
-    assert sizes - (tmp_path / "small" / "model.safetensors").stat().st_size > tiny.VOCAB * tiny.HIDDEN * 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,11 +154,3 @@ def test_a_head_that_does_not_exist_is_named(hub: Hub, model: TargetModel) -> No
     hub.error = RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://hub")))
     with pytest.raises(TargetUnavailable, match="somebody/head does not exist or needs access"):
         read_head(HEAD, model)
-
-
-def test_no_config_allows_files_of_any_size(model: TargetModel) -> None:
-    sizes = published.trained_draft(model)[0].config
-    wide = dataclasses.replace(sizes, hidden_size=16384, intermediate_size=1 << 24)
-    assert max_head_bytes(wide) == 64 << 30
-    llama_405b = dataclasses.replace(sizes, hidden_size=16384, intermediate_size=53248, heads=128, head_dim=128)
-    assert max_head_bytes(dataclasses.replace(llama_405b, vocab_size=128256, draft_vocab_size=32000)) < 64 << 30

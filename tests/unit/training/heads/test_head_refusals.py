@@ -53,14 +53,11 @@ def with_tensor(name: str, *shape: int, dtype: torch.dtype = torch.bfloat16) -> 
 CONFIGS: dict[str, tuple[str, Change, str]] = {
     "architecture": ("SpecForge", setting(architectures=["LlamaForCausalLM"]), "neither that of"),
     "hidden size": ("SpecForge", setting(hidden_size=64), "its hidden_size is 64 and the target's is 32"),
-    "target's hidden size": ("SpecForge", setting(target_hidden_size=64), "target_hidden_size is 64"),
     "vocabulary": ("SpecForge", setting(vocab_size=401), "its vocab_size is 401"),
     "draft vocabulary": ("SpecForge", setting(draft_vocab_size=401), "draft_vocab_size is not between"),
     "no draft vocabulary": ("SpecForge", setting(draft_vocab_size=None), "Set draft_vocab_size"),
     "layers": ("SpecForge", setting(num_hidden_layers=2), "num_hidden_layers"),
-    "unnamed layers": ("SpecForge", lambda config, _: config.pop("num_hidden_layers"), "num_hidden_layers"),
     "bias": ("SpecForge", setting(attention_bias=True), "attention has biases"),
-    "norm of all states": ("SpecForge", setting(eagle_config={"norm_before_fc": True}), "before fc"),
     "norm of each state": ("SpecForge", setting(fc_norm=True), "each of the target's hidden states"),
     "normalized output": ("SpecForge", setting(norm_output=True), "norm_output"),
     "residual": ("speculators", setting(norm_before_residual=True), "norm_before_residual"),
@@ -68,27 +65,15 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
     "dynamic rope": ("SpecForge", setting(rope_scaling={"type": "dynamic", "factor": 2.0}), "in the way dynamic"),
     "incomplete rope": ("SpecForge", setting(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
     "rope without a factor": ("SpecForge", setting(rope_scaling={"rope_type": "linear"}), "no usable factor"),
-    "rope of text": ("SpecForge", setting(rope_scaling={"type": "linear", "factor": "2"}), "no usable factor"),
-    "infinite rope": ("SpecForge", setting(rope_scaling={"type": "linear", "factor": 1e7}), "no usable factor"),
     "stretched rope": (
         "SpecForge",
         setting(rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": 1.0}),
         "attention_factor 1.0, which SGLang does not read: it uses 1.1386",
     ),
-    "stretch of text": (
-        "SpecForge",
-        setting(rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": "1.1386"}),
-        "which SGLang does not read",
-    ),
     "stretch of another type": (
         "SpecForge",
         setting(rope_scaling={"type": "linear", "factor": 4.0, "attention_factor": 1.1386}),
         "by attention_factor too",
-    ),
-    "half a stretch": (
-        "SpecForge",
-        setting(rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 1.0}),
-        "no usable mscale_all_dim",
     ),
     "no stretch": (
         "SpecForge",
@@ -96,11 +81,6 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
         "no usable mscale_all_dim",
     ),
     "kind of rope": ("SpecForge", setting(rope_scaling={"rope_type": ["yarn"]}), "in the way"),
-    "kind of original length": (
-        "SpecForge",
-        setting(rope_scaling={"type": "yarn", "factor": 4.0}, original_max_position_embeddings="4k"),
-        "no usable original_max_position_embeddings",
-    ),
     "base of a scaled rope": (
         "SpecForge",
         setting(rope_scaling={"type": "linear", "factor": 2.0}, rope_theta=1),
@@ -117,7 +97,6 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
         "name two bases",
     ),
     "rope of images": ("SpecForge", setting(rope_scaling={"mrope_section": [1, 1, 2]}), "scaled"),
-    "rope by layer": ("SpecForge", setting(rope_parameters={"full_attention": {"rope_theta": 5e5}}), "scaled"),
     "partial rope": ("SpecForge", setting(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary"),
     "activation": ("SpecForge", setting(hidden_act="gelu"), "not silu"),
     "quantization": ("SpecForge", setting(quantization_config={"quant_method": "fp8"}), "quantized"),
@@ -126,13 +105,10 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
     "misplaced layers": ("SpecForge", setting(eagle_aux_hidden_state_layer_ids=[2, 4, 5]), "outside eagle_config"),
     "last layer": ("SGLang", setting(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 3, 7]}), "from 0 to 6"),
     "repeated layer": ("SGLang", setting(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 3, 3]}), "ascending"),
-    "embedding as layer": ("speculators", setting(eagle_aux_hidden_state_layer_ids=[0, 4, 5]), "from 1 to 7"),
     "odd layers": ("SGLang", setting(eagle_config={"eagle_aux_hidden_state_layer_ids": "1,3,4"}), "not a list"),
     "number of states": ("SGLang", setting(num_aux_hidden_states=4), "is not 3"),
-    "two states": ("SGLang", setting(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 3]}), "fc.weight has the"),
     "other speculators": ("speculators", setting(speculators_model_type="dflash"), "Use an EAGLE-3 head"),
     "layer of Qwen3": ("speculators", in_layer(model_type="qwen3"), "not a Llama layer"),
-    "unnamed layer": ("speculators", lambda config, _: config["transformer_layer_config"].pop("model_type"), "Llama"),
     "sliding window": ("speculators", in_layer(layer_types=["sliding_attention"]), "sliding window"),
     "kind of size": ("SpecForge", setting(num_attention_heads="4"), "num_attention_heads in config.json is not a size"),
     "true as a size": ("SpecForge", setting(intermediate_size=True), "not a size"),
@@ -175,11 +151,16 @@ def test_a_pickle_is_refused_and_never_read(model: TargetModel, tmp_path: Path) 
         read_head(head, model)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"[]", b'{"a": NaN}', b'{"a": 1, "a": 2}', b" " * (2 << 20)])
-def test_a_config_that_is_no_plain_object_is_refused(model: TargetModel, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("file", "named"), [("config.json", r"config\.json"), ("model.safetensors.index.json", "index")]
+)
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b'{"a": NaN}', b'{"a": 1, "a": 2}', b" " * (2 << 20)])
+def test_a_file_that_is_no_plain_object_is_refused(
+    model: TargetModel, tmp_path: Path, content: bytes, file: str, named: str
+) -> None:
     head = published.write(tmp_path, head_of(model, "SpecForge"))
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(HeadRefused, match=r"config\.json"):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(HeadRefused, match=named):
         read_head(head, model)
 
 
@@ -199,10 +180,8 @@ def test_damaged_weights_are_refused(model: TargetModel, tmp_path: Path) -> None
         {"weight_map": {"fc.weight": "../other/model.safetensors"}},
         {"weight_map": {"fc.weight": "/etc/passwd"}},
         {"weight_map": {"fc.weight": "weights.bin"}},
-        {"weight_map": {"fc.weight": 7}},
         {"weight_map": {}},
         {"weight_map": []},
-        {},
     ],
 )
 def test_an_index_that_leaves_the_folder_or_names_no_weights_is_refused(
@@ -215,24 +194,11 @@ def test_an_index_that_leaves_the_folder_or_names_no_weights_is_refused(
         read_head(head, model)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"{" * 10, b" " * (2 << 20)])
-def test_an_index_that_is_no_plain_object_is_refused(model: TargetModel, tmp_path: Path, content: bytes) -> None:
-    head = published.write(tmp_path, head_of(model, "SpecForge"))
-    (tmp_path / "model.safetensors.index.json").write_bytes(content)
-    with pytest.raises(HeadRefused, match="index"):
-        read_head(head, model)
-
-
 def test_text_of_a_head_is_bounded_in_the_refusal(model: TargetModel, tmp_path: Path) -> None:
     long_name = "\x1b" + "x" * 100_000
     message = refused(model, tmp_path, "SpecForge", with_tensor(long_name, 1))
     assert len(message) < 1000
     assert "\x1b" not in message
-    config, tensors = head_of(model, "SGLang")
-    config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [10**4000] * 100
-    with pytest.raises(HeadRefused) as error:
-        read_head(published.write(tmp_path, (config, tensors)), model)
-    assert len(str(error.value)) < 1000
 
 
 def test_a_folder_without_a_head_says_what_is_missing(model: TargetModel, tmp_path: Path) -> None:

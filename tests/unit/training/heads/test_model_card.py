@@ -23,32 +23,13 @@ def card(measured: Evidence | None, initial: InitialHead | None = None, **of_man
     return model_card(PublishedVersion(made, registered, manifest, measured, steps=5))
 
 
-def test_the_card_names_lineage_traffic_and_evidence() -> None:
+def test_the_card_names_the_measurement_and_nothing_of_the_stores_place() -> None:
     measured = evidence(3)
     environment = measured.environment.model_copy(update={"image": "registry.corp/aurora:1"})
     text = card(measured.model_copy(update={"environment": environment}))
-    for words in (
-        "base_model: org/model",
-        "| version | 3 of lineage 1 |",
-        "| version before it | 2 |",
-        "| the lineage began with | the target's weights |",
-        "| traced positions trained, in tokens | 3,000 |",
-        "| acceptance length on held-out traces | 2.35 tokens a round |",
-        "| candidate | off | 1 | 1.620 | 1.570 to 1.670 | 5 |",
-        "Verdict: Pass.",
-        "signature was not verified",
-        "Acceptance length of candidate: 2.00.",
-        "--speculative-num-steps 5",
-        "--speculative-num-draft-tokens 6",
-    ):
-        assert words in text, words
+    assert "| candidate | off | 1 | 1.620 | 1.570 to 1.670 | 5 |" in text
+    assert "--speculative-num-draft-tokens 6" in text
     assert not any(secret in text for secret in SECRETS)
-
-
-def test_the_card_names_the_head_that_the_lineage_began_with() -> None:
-    text = card(None, InitialHead(model="org/head", revision="abc", sha256=digest(7)))
-    assert f"| the lineage began with | org/head, revision abc, sha256 {digest(7)} |" in text
-    assert "| weights |" not in text, "the weights of a trained version are its own"
 
 
 @pytest.mark.parametrize(

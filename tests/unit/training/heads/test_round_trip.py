@@ -108,10 +108,3 @@ def test_the_folder_for_sglang_is_the_stored_draft_and_that_for_speculators_has_
     assert torch.equal(tensors.pop("embed_tokens.weight"), model.embedding)
     assert {name.replace("layers.0.", "midlayer.") for name in tensors} == own.keys()
     assert all(torch.equal(own[name.replace("layers.0.", "midlayer.")], tensor) for name, tensor in tensors.items())
-
-
-def test_a_folder_that_holds_files_is_left_alone(trained: PodRegistry, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("x")
-    with pytest.raises(FileExistsError):
-        export_head(trained, 1, tmp_path, HeadFormat.SGLANG, STEPS)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
