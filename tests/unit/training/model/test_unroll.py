@@ -114,23 +114,6 @@ def test_the_batched_pass_equals_decoding_node_by_node(
             assert float(batch.targets.uncaptured_mass[batched.row]) == float(trace.uncaptured_mass[node.index])
 
 
-@torch.no_grad()
-def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
-    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    randomised(draft)
-    traces = [tiny.trace(1), tiny.trace(3, prompt=11, hidden_start=4), tree_trace(2)]
-    examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, with_rejected=True)
-    outputs = unroll(draft, batch.trunk, batch.levels)
-    for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
-        unrolled, tokens = nodes_by_path(batch, outputs, i), trace.tokens.tolist()
-        for slot in range(example.start + example.first_root, len(tokens) - 1 - STEPS):
-            for depth in range(STEPS):
-                path = tuple(tokens[slot + 2 : slot + 2 + depth])
-                want = decoded(draft, trace, slot, path)
-                torch.testing.assert_close(unrolled[slot, path].output, want, atol=2e-4, rtol=2e-4)
-
-
 def test_gradients_do_not_depend_on_the_chunks_of_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
@@ -142,15 +125,3 @@ def test_gradients_do_not_depend_on_the_chunks_of_attention(tmp_path: Path, monk
         found.append(torch.autograd.grad(loss, list(draft.parameters())))
     for whole, cut in zip(*found, strict=True):
         torch.testing.assert_close(whole, cut, atol=1e-3, rtol=1e-3)  # products are in bf16
-
-
-@torch.no_grad()
-def test_padding_changes_nothing(tmp_path: Path) -> None:
-    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    short, long = (examples_of(t, tiny.VOCAB)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
-    one, two = (collate(group, 3, vocabulary, with_rejected=True) for group in ([short], [short, long]))
-    alone = nodes_by_path(one, unroll(draft, one.trunk, one.levels), 0)
-    padded = nodes_by_path(two, unroll(draft, two.trunk, two.levels), 0)
-    for path, node in alone.items():
-        torch.testing.assert_close(node.output, padded[path].output, atol=1e-5, rtol=1e-5)
-        assert node.row == padded[path].row

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +57,6 @@ def test_every_rank_reads_its_examples_while_the_memory_grows(steps: list[list[i
             read = reader.read(table, rank)
             assert len(read) == len(share)
             assert all(same(one, two) for one, two in zip(read, share, strict=True))
-
-
-def test_another_process_reads_them(tmp_path: Path) -> None:
-    writer, share = ExampleWriter(), examples(1, 2, 3)
-    (tmp_path / "table.json").write_text(json.dumps(dataclasses.asdict(writer.write([[], share]))))
-    code = (
-        "import json, sys; from aurora_runtime.training.optim.shared_examples import *\n"
-        "table = StepTable(**json.load(open(sys.argv[1])))\n"
-        "print([float(b.states.double().sum()) for e in ExampleReader().read(table, 1) for b in e.aux.blocks])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "table.json")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout) == [float(b.states.double().sum()) for e in share for b in e.aux.blocks]
 
 
 def test_a_batch_outlives_the_next_write(tmp_path: Path) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load, save
 from torch import Tensor
 
 from aurora_runtime.training.data.examples import Example, examples_of
@@ -21,7 +17,6 @@ from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
 from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.target.target_model import TargetModel, load_target
-from tests.example_count import example_count
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -72,80 +67,12 @@ def test_remapping_an_untrained_session_gives_the_initial_draft_of_the_map(targe
         assert torch.equal(after[f"weight.{name}"], parameter)
 
 
-def test_tokens_that_both_maps_hold_score_as_before(target: TargetModel) -> None:
-    session, _, _ = trained(target)
-    hidden = torch.randn(5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
-    old, before = session.vocabulary, session.draft.logits(hidden).detach()
-    served = session.served.logits(hidden).detach()
-    session.restore(remapped(session.state(), IDS, target.head))
-    shared = [i for i in IDS.tolist() if old.to_draft[i] >= 0]
-    assert session.vocabulary.to_target.tolist() == IDS.tolist()
-    places, former = session.vocabulary.to_draft[shared].long(), old.to_draft[shared].long()
-    torch.testing.assert_close(session.draft.logits(hidden)[:, places], before[:, former], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(session.served.logits(hidden)[:, places], served[:, former], atol=1e-3, rtol=1e-3)
-
-
 def test_a_map_change_restarts_the_average(target: TargetModel) -> None:
     session, examples, _ = trained(target)
     assert not torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
     session.restore(remapped(session.state(), IDS, target.head))
     session.step(examples)
     assert torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
-
-
-def test_remapping_forth_and_back_loses_only_dropped_rows(target: TargetModel) -> None:
-    session, _, before = trained(target)
-    old = session.vocabulary.to_target
-    there = remapped(session.state(), IDS, target.head)
-    back = remapped(there, old, target.head)
-    dropped = ~torch.isin(old, IDS)
-    same = (back[f"weight.{HEAD}"] == before[f"weight.{HEAD}"]).all(-1)
-    assert torch.equal(same, ~dropped)
-
-
-def test_a_session_resumed_after_a_map_change_continues_identically(target: TargetModel) -> None:
-    first, examples, _ = trained(target)
-    first.restore(remapped(first.state(), IDS, target.head))
-    stored = save({name: tensor.contiguous() for name, tensor in first.state().items()})
-    second, _ = session_of(target)  # starts with the initial draft's map
-    second.restore(load(stored))
-    for _ in range(3):
-        assert first.step(examples) == second.step(examples)
-    a, b = first.state(), second.state()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def steps_after_fresh_moments(gradients: list[float]) -> list[float]:
-    """The steps, in learning rates, of a weight whose moments were set to zero after many steps of the optimizer."""
-    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight], lr=1.0, betas=Recipe.betas, weight_decay=0.0)
-    optimizer.state[weight] = {
-        "step": torch.tensor(10_000.0),
-        "exp_avg": torch.zeros_like(weight),
-        "exp_avg_sq": torch.zeros_like(weight),
-    }
-    places = [0.0]
-    for gradient in gradients:
-        weight.grad = torch.tensor([gradient], dtype=torch.float64)
-        optimizer.step()
-        places.append(float(weight.detach()))
-    return [abs(after - before) for before, after in pairwise(places)]
-
-
-def test_under_a_constant_gradient_a_new_row_starts_slowly_and_then_overshoots() -> None:
-    steps = steps_after_fresh_moments([1.0] * 200)
-    assert steps[0] == pytest.approx(0.447, abs=1e-3)
-    assert steps[7] < 1.0 < steps[8]
-    assert max(steps) == pytest.approx(1.10, abs=5e-3)
-    assert 17 <= steps.index(max(steps)) <= 23
-    assert steps[-1] == pytest.approx(1.0, abs=1e-3)
-
-
-@given(gradients=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60))
-@settings(max_examples=example_count(30), deadline=None)
-def test_no_step_of_a_new_row_exceeds_the_bound(gradients: list[float]) -> None:
-    assert max(steps_after_fresh_moments(gradients)) < 1.1651
 
 
 def test_new_tokens_are_learnt(target: TargetModel) -> None:
