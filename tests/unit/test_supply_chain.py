@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.supply_chain.__main__ import AUDITED, checked_metadata, license_report
+from tests.supply_chain.__main__ import AUDITED, checked_metadata
 from tests.supply_chain.licenses import UNKNOWN, Policy
 from tests.supply_chain.locks import REQUIREMENTS, ROOT, LockedPackage, locked_packages
 
@@ -71,28 +70,6 @@ def test_every_lock_that_is_installed_from_is_audited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "expected"),
-    [
-        ({"license_expression": "MIT OR Apache-2.0", "license": "ignored"}, "MIT OR Apache-2.0"),
-        ({"license": "apache-2.0"}, "Apache-2.0"),
-        ({"license": "MIT License\n\nPermission is granted"}, "MIT"),
-        ({"license": "Copyright (c)", "classifier": ["License :: OSI Approved :: BSD License"]}, "LicenseRef-BSD"),
-        ({"classifier": ["License :: OSI Approved :: MIT License", "License :: Public Domain"]}, UNKNOWN),
-        ({"license": "see the file"}, UNKNOWN),
-        ({}, UNKNOWN),
-    ],
-)
-def test_a_licence_is_read_from_an_expression_a_phrase_or_a_single_classifier(
-    metadata: dict[str, Any], expected: str
-) -> None:
-    assert POLICY.license_of({"name": "package", **metadata}) == expected
-
-
-def test_a_stated_licence_is_taken_where_a_package_names_none() -> None:
-    assert POLICY.license_of({"name": "Torch_Memory_Saver"}) == "MIT"
-
-
-@pytest.mark.parametrize(
     ("image", "expression", "allowed"),
     [
         ("operator", "MIT", True),
@@ -112,11 +89,6 @@ def test_an_image_holds_allowed_licences_only(image: str, expression: str, allow
     assert POLICY.allows(image, expression) is allowed
 
 
-def test_every_package_with_a_stated_licence_is_in_an_image() -> None:
-    locked = {package.name for image in POLICY.allowed for package in locked_packages(REQUIREMENTS / f"{image}.txt")}
-    assert set(POLICY.stated) - locked == set()
-
-
 def test_metadata_of_a_file_that_is_not_locked_is_refused() -> None:
     locked = {"package": LockedPackage("package", "1.0", frozenset({"a" * 64}))}
     entry = {"metadata": {"name": "Package"}, "download_info": {"archive_info": {"hashes": {"sha256": "a" * 64}}}}
@@ -124,10 +96,3 @@ def test_metadata_of_a_file_that_is_not_locked_is_refused() -> None:
     entry["download_info"]["archive_info"]["hashes"]["sha256"] = "b" * 64  # type: ignore[index]
     with pytest.raises(ValueError, match="not in the lock file"):
         checked_metadata(locked, entry)
-
-
-def test_the_report_names_each_package_once_with_its_images() -> None:
-    package = LockedPackage("package", "1.0", frozenset())
-    newer = LockedPackage("package", "2.0", frozenset())
-    report = license_report({"operator": {package: "MIT"}, "agent": {package: "MIT"}, "runtime": {newer: "MIT"}})
-    assert report.splitlines()[1:] == ["package\t1.0\tMIT\toperator,agent", "package\t2.0\tMIT\truntime"]

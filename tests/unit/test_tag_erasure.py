@@ -44,10 +44,6 @@ def stored(registry: PodRegistry) -> dict[str, list[tuple[int, int]]]:
 @pytest.fixture(name="store")
 def _store() -> tuple[PodRegistry, tiny.MemoryObjects]:
     """A shard without the tag, one with some of it, and one with nothing else."""
-    return mixed_store()
-
-
-def mixed_store() -> tuple[PodRegistry, tiny.MemoryObjects]:
     registry, objects = tiny.memory_registry()
     tiny.put_shard(registry, 0, [tiny.trace(0), tagged(1, OTHER)])
     tiny.put_shard(registry, 1, [tagged(2), tiny.trace(3), tagged(4), tagged(5, OTHER)])
@@ -70,16 +66,6 @@ def test_the_tags_traces_go_and_all_others_stay_under_the_same_keys(
     assert [manifest.requests for manifest in manifests] == [2, 2, 0]
 
 
-def test_a_second_run_erases_nothing_and_changes_nothing(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
-    registry, objects = store
-    erase(registry)
-    unchanged = dict(objects.data)
-    assert erase(registry) == Erased(scanned=3)
-    assert objects.data == unchanged
-    tiny.put_shard(registry, 3, [tagged(8), tiny.trace(9)])
-    assert (erase(registry).requests, erase(registry, OTHER).requests) == (1, 2)
-
-
 def test_several_tags_are_erased_at_once(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
     registry, _ = store
     assert TagErasure(registry, [TAG, OTHER]).run().requests == 6
@@ -96,38 +82,6 @@ def test_the_traces_that_stay_keep_their_bytes(state_type: StateType) -> None:
     (after,) = decode(data)
     assert torch.equal(after.hidden, before.hidden)
     assert state_type_of(data) is state_type
-
-
-def test_a_kill_at_any_write_loses_no_other_trace_and_the_next_run_converges() -> None:
-    def run(kill: int | None) -> int:
-        registry, objects = mixed_store()
-        expected = {key: [each for each in traces if each[1] != TAG] for key, traces in stored(registry).items()}
-        tokens = {key: registry.shard_manifest(key).tokens for key in expected}
-        writes = 0
-        real = objects._fail
-
-        def count() -> None:
-            nonlocal writes
-            writes += 1
-            real()
-
-        objects._fail = count  # type: ignore[method-assign]
-        objects.fail_at = kill
-        try:
-            erase(registry)
-        except KeyboardInterrupt:
-            objects.fail_at = None
-            stored(registry)  # no manifest names other data than its own
-        erase(registry)
-        assert stored(registry) == expected
-        assert all(registry.shard_manifest(key).tokens <= tokens[key] for key in expected)
-        assert erase(registry) == Erased(scanned=3)
-        return writes
-
-    writes = run(None)
-    assert writes == 6, "three writes for each of two shards"
-    for kill in range(writes):
-        run(kill)
 
 
 def test_an_agent_that_tries_again_after_the_erasure_brings_nothing_back(

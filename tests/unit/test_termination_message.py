@@ -77,13 +77,6 @@ def test_the_first_of_several_processes_that_fail_is_heard(message: Path) -> Non
     assert message.read_text() == "the cause"
 
 
-def test_outside_a_container_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(termination_message, "TERMINATION_LOG", tmp_path / "missing")
-    with pytest.raises(CheckpointFormatError):
-        fail_with(CheckpointFormatError("the cause"))
-    assert not (tmp_path / "missing").exists()
-
-
 def _trainer_ends_by(error: Exception, rig: TrainerRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the trainer's program, whose training raises ``error``."""
 
