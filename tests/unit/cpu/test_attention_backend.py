@@ -121,32 +121,6 @@ def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
             assert_close(output[row].double(), expected, case.dtype)
 
 
-@settings(max_examples=example_count(30), deadline=None)
-@given(cases)
-def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: PagedRequests) -> None:
-    batch, new = case.rows.shape[0], 4
-    lengths = case.lengths(1, POOL_LEN - new, batch) + new
-    query = case.normal(batch * new, case.heads, case.width)
-    together = torch.zeros_like(query)
-    plan = attention_backend.plan_extend(
-        case.table,
-        case.rows,
-        lengths,
-        torch.full((batch,), new, dtype=torch.int32),
-        torch.arange(0, batch * new, new, dtype=torch.int32),
-        None,
-        heads_per_kv_head=case.fold,
-    )
-    attention_backend.attend(query, case.k, case.v, together, plan, 0.125, 0.0)
-    for index in range(new):
-        rows = torch.arange(index, batch * new, new)
-        alone = torch.zeros_like(query[rows])
-        plan = attention_backend.plan_decode(case.table, case.rows, lengths - new + index + 1)
-        attention_backend.attend(query[rows], case.k, case.v, alone, plan, 0.125, 0.0)
-        relative, absolute = (1e-2, 4e-3) if case.dtype is torch.bfloat16 else (1e-5, 1e-6)
-        torch.testing.assert_close(together[rows], alone, rtol=relative, atol=absolute)
-
-
 def test_decoding_alone_equals_decoding_in_a_batch_bit_for_bit() -> None:
     case = PagedRequests(seed=0, batch=4, kv_heads=3, fold=3, width=64, dtype=torch.bfloat16)
     for seed in range(20):

@@ -56,11 +56,6 @@ def test_the_launch_settings_and_the_plugin_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_speculation_adds_only_the_flag_of_its_attention_backend() -> None:
-    extra = [flag for flag in launch_settings.server_args(True) if flag not in launch_settings.server_args(False)]
-    assert extra == ["--speculative-draft-attention-backend"]
-
-
 def test_the_head_passes_a_buffer_on_only_where_sglang_has_one() -> None:
     quantized = SimpleNamespace(quant_method=object())
     old = wrappers.compute_head(lambda *given: len(given), None, torch.ones(1), quantized, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,20 +21,6 @@ class Linear(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(rows, columns).to(dtype), requires_grad=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 4, 33, 300])
-def test_packed_linears_equal_plain_ones(dtype: torch.dtype, rows: int) -> None:
-    torch.manual_seed(rows)
-    layer, x, addend = Linear(96, 64, dtype), torch.randn(rows, 64).to(dtype), torch.randn(rows, 96).to(dtype)
-    exact = x.double() @ layer.weight.double().T
-    relative = 1e-2 if dtype is torch.bfloat16 else 1e-5
-    torch.testing.assert_close(
-        packed_weights.module_linear(layer, x).double(), exact, rtol=relative, atol=10 * relative
-    )
-    added = packed_weights.linear_add(x, packed_weights.packed_weight(layer), addend)
-    torch.testing.assert_close(added.double(), exact + addend.double(), rtol=relative, atol=10 * relative)
-
-
 @pytest.fixture(params=["product dtype of this machine", "no bfloat16 products"])
 def product_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "no bfloat16 products":
@@ -40,19 +28,19 @@ def product_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("product_dtype")
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.bfloat16, 2**-8 * 1.01), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("rows", [1, 4, 33])
-def test_bf16_results_are_rounded_once(rows: int) -> None:
-    """The error is half a unit in the last place plus the error of summing in float32, on every kind of machine."""
+def test_packed_linears_equal_plain_ones_and_are_rounded_once(rows: int, dtype: torch.dtype, relative: float) -> None:
+    """In bf16 the error is half a unit in the last place plus the error of summing in float32, on every machine."""
     torch.manual_seed(rows)
-    layer, x, addend = Linear(96, 576, torch.bfloat16), torch.randn(rows, 576), torch.randn(rows, 96)
-    x, addend = x.bfloat16(), addend.bfloat16()
+    layer, x, addend = Linear(96, 576, dtype), torch.randn(rows, 576).to(dtype), torch.randn(rows, 96).to(dtype)
     exact = x.double() @ layer.weight.double().T
     for actual, expected in (
         (packed_weights.module_linear(layer, x), exact),
         (packed_weights.linear_add(x, packed_weights.packed_weight(layer), addend), exact + addend.double()),
     ):
-        assert actual.dtype is torch.bfloat16
-        torch.testing.assert_close(actual.double(), expected, rtol=2**-8 * 1.01, atol=1e-3)
+        assert actual.dtype is dtype
+        torch.testing.assert_close(actual.double(), expected, rtol=relative, atol=1e-3)
 
 
 @pytest.mark.usefixtures("product_dtype")
@@ -94,6 +82,49 @@ def test_added_rows_change_no_result(monkeypatch: pytest.MonkeyPatch, dtype: tor
             )
         )
     assert torch.equal(*found)
+
+
+def computed_rows(seconds: dict[int, float]) -> list[int]:
+    """The rows that are computed for one to six rows, where a product with ``rows`` rows takes ``seconds[rows]``."""
+    now = [0.0]
+
+    def compute(rows: int) -> None:
+        now[0] += seconds[rows]
+
+    chosen = packed_weights.RowCounts()
+    chosen.measure(compute, lambda: now[0])
+    return [chosen(rows) for rows in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        pytest.param({2: 20.0, 3: 21.0, 4: 22.0}, [2, 2, 3, 4, 5, 6], id="few rows are fast"),
+        pytest.param({2: 28.0, 3: 24.0, 4: 22.0}, [4, 4, 4, 4, 5, 6], id="few rows are slow"),
+        pytest.param({2: 28.0, 3: 22.0, 4: 22.5}, [3, 3, 3, 4, 5, 6], id="three rows are the fastest"),
+        pytest.param({2: 20.0, 3: 20.0, 4: 19.5}, [2, 2, 3, 4, 5, 6], id="within the noise"),
+    ],
+)
+def test_rows_are_added_where_that_is_faster(seconds: dict[int, float], expected: list[int]) -> None:
+    assert computed_rows(seconds) == expected
+
+
+@pytest.mark.parametrize("seconds", list(itertools.product((1.0, 0.97, 0.9), repeat=3)))
+def test_the_number_of_rows_that_is_computed_needs_no_further_rows(seconds: tuple[float, float, float]) -> None:
+    chosen = computed_rows(dict(zip((2, 3, 4), seconds, strict=True)))
+    assert all(chosen[rows - 1] == rows for rows in chosen)
+
+
+def test_before_the_measurement_only_a_single_row_is_not_alone() -> None:
+    assert [packed_weights.RowCounts()(rows) for rows in range(1, 6)] == [2, 2, 3, 4, 5]
+
+
+def test_it_is_measured_once() -> None:
+    asked = list[int]()
+    chosen = packed_weights.RowCounts()
+    for _ in range(2):
+        chosen.measure(asked.append)
+    assert len(asked) == 3 * (packed_weights.REPETITIONS + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
