@@ -12,7 +12,7 @@ evaluations. All rows with three seeds take more than an hour. Recording a domai
 only.
 
 With --out every run is saved at once in DIR/learning.json, and a saved run is not repeated, so a comparison can be made
-in parts. DIR then also holds learning.md and learning.svg of all saved runs.
+in parts. DIR then also holds learning.md of all saved runs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ import torch
 from tests.assets.traces.drafted import MESSAGES_BY_DOMAIN
 from tests.bench.bench_command import bench_parser
 from tests.bench.learning.configurations import CONFIGURATIONS
-from tests.bench.learning.curve_plot import plot_runs
 from tests.bench.learning.matching import Match
 from tests.bench.learning.recipe_report import as_json, from_json, table
-from tests.bench.learning.recipe_run import EVALUATIONS, RecipeRun, run_recipe
-from tests.bench.learning.recorded_traffic import RecordedTraffic, load_traffic
+from tests.bench.learning.recipe_run import EVALUATIONS, RecipeRun, RecordedTraffic, load_traffic, run_recipe
 
 
 def _options() -> argparse.Namespace:
@@ -62,9 +60,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"configurations to run (default: all of {'; '.join(CONFIGURATIONS)})",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="directory for learning.md, learning.json and learning.svg"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory for learning.md and learning.json")
     return parser.parse_args()
 
 
@@ -98,7 +94,6 @@ def main() -> None:
     print("\n" + table(runs, distinct_4grams))
     if options.out:
         (options.out / "learning.md").write_text(table(runs, distinct_4grams) + "\n")
-        (options.out / "learning.svg").write_text(plot_runs(runs))
 
 
 def _saved_runs(out: Path | None, settings: Mapping[str, Any]) -> list[RecipeRun]:

@@ -11,8 +11,6 @@ import torch
 from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches
-from tests.bench.learning.random_start import randomise
-from tests.bench.learning.vocabulary_remapping import VocabularyRemapper
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import Example, examples_of
@@ -20,8 +18,13 @@ from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.vocabulary_remap import remapped
+from aurora_runtime.training.target.target_model import TargetModel
+from aurora_runtime.training.vocabulary_coverage import VocabularyChange, VocabularyCoverage
 
 REPLAY_BUFFER_BYTES: Final = 1 << 30
+STANDARD_DEVIATION: Final = 0.02
+"""Of random weights. Llama's own initialisation uses the same."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,27 @@ class Evaluation:
         return sum(self.answers) / sum(self.rounds)
 
 
+class VocabularyRemapper:
+    """Counts the tokens that a session learns from, and changes the session's map between two shards."""
+
+    def __init__(self, session: Session, target: TargetModel) -> None:
+        self._session, self._head = session, target.head
+        self._coverage = VocabularyCoverage(target.identity.vocab_size, target.special_tokens)
+
+    def after_shard(self, learned: Sequence[Example], held_out: Sequence[Example]) -> VocabularyChange | None:
+        """Count the tokens of ``learned``, the last shard. Change the map when a new map covers more of ``held_out``.
+
+        Returns:
+            The change, which is also printed; None when the map stays.
+        """
+        self._coverage.add(learned)
+        change = self._coverage.review(self._session.vocabulary, held_out)
+        if change is not None:
+            self._session.restore(remapped(self._session.state(), change.ids, self._head))
+            print(change, flush=True)
+        return change
+
+
 class Learner:
     """Learns from shards as the trainer does, without a store."""
 
@@ -54,24 +78,21 @@ class Learner:
         configuration: Configuration,
         match: Match,
         remapper: VocabularyRemapper | None = None,
-        replay_bytes: int = REPLAY_BUFFER_BYTES,
     ) -> None:
         self.session = session
         self._configuration, self._match, self._remapper = configuration, match, remapper
-        self._replay_buffer = ReplayBuffer(replay_bytes)
+        self._replay_buffer = ReplayBuffer(REPLAY_BUFFER_BYTES)
 
     @classmethod
-    def untrained(
-        cls, configuration: Configuration, match: Match, seed: int, replay_bytes: int = REPLAY_BUFFER_BYTES
-    ) -> Learner:
-        """A learner whose draft is untrained. ``replay_bytes`` bounds the replay buffer."""
+    def untrained(cls, configuration: Configuration, match: Match, seed: int) -> Learner:
+        """A learner whose draft is untrained."""
         draft, vocabulary = untrained_draft()
         if not configuration.copies_target:
             randomise(draft, seed)
         session = Session(draft, vocabulary, configuration.recipe, torch.device("cpu"))
         session.generator.manual_seed(seed)
         remapper = VocabularyRemapper(session, load_small_target()) if configuration.remap else None
-        return cls(session, configuration, match, remapper, replay_bytes)
+        return cls(session, configuration, match, remapper)
 
     @property
     def draft(self) -> DraftModel:
@@ -116,3 +137,18 @@ def with_top_k(trace: RequestTrace, top_k: int) -> RequestTrace:
         top_logprobs=trace.top_logprobs[:, :top_k],
         uncaptured_mass=(before.float() + dropped).clamp(max=1).to(before.dtype),
     )
+
+
+@torch.no_grad()
+def randomise(draft: DraftModel, seed: int) -> None:
+    """Replace the weights that the layer, the norms and the head of ``draft`` copied from the target.
+
+    The projection of the target's states (``fc``, which passes the topmost state through) stays, so that the comparison
+    is about the copied weights alone. The same seed gives the same weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in draft.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        elif not name.startswith("fc."):
+            parameter.normal_(0.0, STANDARD_DEVIATION, generator=generator)

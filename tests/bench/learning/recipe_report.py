@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE
-from tests.bench.learning.curve import Curve, format_thousands, mean_and_deviation, mean_curve
 from tests.bench.learning.learner import Evaluation
 from tests.bench.learning.matching import Match
 from tests.bench.learning.recipe_run import RecipeRun
@@ -22,6 +23,40 @@ MATCHING_CAPTIONS: Final = {
     Match.STEPS: "Matched optimizer steps: every row takes the same steps, and rows that replay take larger batches",
     Match.TRAFFIC: "Matched traffic: every row takes the trainer's steps, and a replayed batch is one more step",
 }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Acceptance ``lengths`` after ``tokens`` answer tokens of traffic, ascending; linear between them."""
+
+    tokens: tuple[float, ...]
+    lengths: tuple[float, ...]
+
+    def tokens_to_reach(self, level: float) -> float | None:
+        """Tokens at which the curve first reaches ``level``; None when it never does."""
+        if self.lengths[0] >= level:
+            return self.tokens[0]
+        points = zip(self.tokens, self.lengths, strict=True)
+        for (before, low), (after, high) in itertools.pairwise(points):
+            if high >= level:
+                return before + (level - low) / (high - low) * (after - before)
+        return None
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of curves that were evaluated after the same numbers of tokens."""
+    lengths = zip(*(curve.lengths for curve in curves), strict=True)
+    return Curve(curves[0].tokens, tuple(statistics.fmean(values) for values in lengths))
+
+
+def format_thousands(tokens: float | None) -> str:
+    return "not reached" if tokens is None else f"{tokens / 1000:.1f}k"
+
+
+def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and the standard deviation where there are several values."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def table(runs: Sequence[RecipeRun], distinct_4grams: Mapping[str, float]) -> str:

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from tests.assets.model import ensure_model
+from tests.assets.traces.drafted import drafted_traces
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.learner import Evaluation, Learner
 from tests.bench.learning.matching import Match
-from tests.bench.learning.recorded_traffic import RecordedTraffic
+from tests.traffic.report import distinct_share
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.model import checkpoint
 
 EVALUATIONS: Final = 8
 """Evaluations per run, evenly spaced over the traffic. One more comes before the first step."""
+
+
+@dataclass(frozen=True)
+class RecordedTraffic:
+    """Recorded requests of one domain.
+
+    Attributes:
+        distinct_4grams: mean share of distinct 4-grams in an answer. Near 0 the answers loop, and looping text is easy
+            to draft.
+    """
+
+    name: str
+    traces: Sequence[RequestTrace]
+    distinct_4grams: float
+
+
+def load_traffic(name: str, requests: int) -> RecordedTraffic:
+    """The first ``requests`` of a domain. The first call on a machine records them."""
+    traces = drafted_traces(name, requests)
+    return RecordedTraffic(name, traces, distinct_4grams(traces))
+
+
+def distinct_4grams(traces: Sequence[RequestTrace]) -> float:
+    """The mean share of distinct 4-grams in an answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ensure_model())
+    answers = (tokenizer.decode(t.tokens[t.prompt_length :].tolist(), skip_special_tokens=True) for t in traces)
+    return statistics.fmean(share for answer in answers if (share := distinct_share(answer)) is not None)
 
 
 @dataclass(frozen=True)
@@ -55,14 +85,12 @@ def run_recipe(
     match: Match,
     seed: int,
     tokens: int | None,
-    checkpoints: Path | None = None,
 ) -> RecipeRun:
     """Train an untrained draft on ``traffic``, and evaluate it before, between and after :data:`EVALUATIONS` shards.
 
     Args:
         name: the configuration's name.
         tokens: answer tokens of traffic (None: all).
-        checkpoints: the folder to which the draft of every evaluation is written, as ``<number of the evaluation>/``.
     """
     learner = Learner.untrained(configuration, match, seed)
     traces = traffic.traces
@@ -70,9 +98,6 @@ def run_recipe(
     evaluations, answer_tokens, cpu_seconds = list[Evaluation](), 0, 0.0
 
     def evaluate() -> None:
-        if checkpoints:
-            folder = checkpoints / str(len(evaluations))
-            checkpoint.export(learner.draft, learner.session.vocabulary.to_target, folder)
         evaluations.append(learner.evaluate(held_out, answer_tokens))
 
     evaluate()
