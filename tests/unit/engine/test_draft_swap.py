@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 from aurora_runtime.engine.draft_swap import DraftSwap, load_in_pause
 from aurora_runtime.engine.draft_update import IN_PARTS
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.errors import EngineFault, EngineGone
+from aurora_runtime.errors import EngineFault
 from tests.unit.fakes import KEY, FakeEngine
 
 SWAP_ROUTES = FakeEngine.ADMIN_ROUTES[:5]
@@ -54,32 +54,6 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     engine.weights = b"old"
     async with engine.running() as url, ClientSession() as session:
         yield Scene(engine, SGLangClient(session, url, KEY), tmp_path)
-
-
-async def test_a_draft_is_loaded_in_a_pause(scene: Scene) -> None:
-    before = await scene.client.draft_checksum()
-    scene.engine.calls.clear()
-    assert await load_in_pause(scene.client, scene.file(7, b"new")) > 0
-    assert scene.engine.calls == [*SWAP_ROUTES]
-    assert scene.runs_normally()
-    assert await scene.client.draft_version() == 7
-    assert await scene.client.draft_checksum() != before
-    assert scene.engine.weights == b"new"
-
-
-@pytest.mark.parametrize("fault", ["before", "after"])
-@pytest.mark.parametrize("route", SWAP_ROUTES)
-async def test_a_load_that_fails_leaves_no_pause_and_no_update_open(scene: Scene, route: str, fault: str) -> None:
-    draft = scene.file(7, b"new")
-    scene.engine.faults = {route: fault}
-    if route == "continue_generation":
-        await load_in_pause(scene.client, draft)
-    else:
-        with pytest.raises(EngineFault, match=route):
-            await load_in_pause(scene.client, draft)
-    assert scene.runs_normally()
-    await load_in_pause(scene.client, File(8, draft.weights))
-    assert (await scene.client.draft_version(), scene.runs_normally()) == (8, True)
 
 
 async def test_a_load_that_is_cancelled_leaves_no_pause_and_no_update_open(scene: Scene) -> None:
@@ -149,16 +123,6 @@ async def test_a_file_must_give_the_checksum_that_it_gave_before(scene: Scene) -
     await swap.load(new)
 
 
-async def test_the_engine_names_the_draft_that_it_holds_when_it_did_not_load_another(scene: Scene) -> None:
-    old, new = scene.file(0, b"old"), scene.file(1, b"new")
-    swap = DraftSwap(scene.client)
-    await swap.remember_checksum(old)
-    await swap.load(new)
-    scene.engine.faults = {UPDATE: "unloaded"}
-    with pytest.raises(EngineFault, match="holds the draft 11507a0e2f5e, and cba06b5736fa was asked for"):
-        await swap.load(old)
-
-
 async def test_an_engine_without_a_draft_is_not_paused(scene: Scene) -> None:
     """SGLang would call the update a success and take the version over (NGRAM)."""
     scene.engine.digests = []
@@ -201,17 +165,6 @@ async def test_a_failed_load_restores_the_fallback(scene: Scene, fault: str) -> 
     assert scene.runs_normally()
     await swap.load_or_restore(new, old)
     assert (scene.engine.weights, scene.engine.version) == (b"new", "1")
-
-
-async def test_a_fallback_that_cannot_be_restored_is_reported_with_the_cause(scene: Scene) -> None:
-    swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
-    await swap.remember_checksum(old)
-    scene.engine.faults, scene.engine.faults_persist = {UPDATE: "after"}, True
-    with pytest.raises(EngineFault, match="version 0 could not be restored"):
-        await swap.load_or_restore(new, old)
-    scene.engine.faults = dict.fromkeys(FakeEngine.ADMIN_ROUTES, "gone")
-    with pytest.raises(EngineGone):
-        await swap.load_or_restore(new, old)
 
 
 async def test_restoring_a_draft_that_the_engine_still_holds_loads_nothing(scene: Scene) -> None:

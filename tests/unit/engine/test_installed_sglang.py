@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
@@ -137,11 +136,3 @@ def test_everything_that_our_modules_import_from_sglang_is_checked_before_it_is_
         if name not in NOT_PRIVATE and not any(use == name or use.startswith(f"{name}.") for use in used)
     }
     assert unchecked == set()
-
-
-@pytest.mark.parametrize("version", SUPPORTED_SGLANG)
-def test_each_supported_version_can_be_installed_for_the_tests(version: str) -> None:
-    """The locked version is in the tests' environment. Each other one has a lock of its own, with its hash."""
-    lock = ROOT / f"requirements/sglang-{version}.txt"
-    locked = f"sglang=={version} " in (ROOT / "requirements/cpu.txt").read_text()
-    assert locked or lock.read_text().startswith(f"sglang=={version} ")

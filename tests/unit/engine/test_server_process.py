@@ -14,6 +14,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec, error_in_log
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
+from tests.cluster.command import wait_until
 
 SPEC = EngineSpec(model="/m", device="cpu", kv_tokens=4096, dtype="float32", extra_args=("--log-level", "error"))
 EAGLE = Eagle3(Path("/d"), 3, DraftSpec())
@@ -60,31 +61,6 @@ def test_the_first_line_names_the_error_that_ended_an_engine() -> None:
     assert error_in_log("no such model") == ""
 
 
-def test_stop_leaves_no_process_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = (
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
-    process = EngineProcess("off", tmp_path / "log")
-    process.start(SPEC, None)
-    try:
-        deadline = time.monotonic() + 20
-        while not process.log_tail().strip() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        child = int(process.log_tail())
-    finally:
-        process.stop()
-    assert not process.is_alive()
-    for _ in range(100):
-        if _gone(child):
-            break
-        time.sleep(0.05)
-    assert _gone(child)
-
-
 def _gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -120,12 +96,19 @@ def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
     assert process.log_tail().splitlines() == ["up", "asked"]
 
 
-def test_a_server_that_gets_no_time_is_killed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_gets_no_time_is_killed_at_once_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('up', child.pid, flush=True)\n"
+        "time.sleep(600)\n"
     )
     process = running(script, tmp_path, monkeypatch)
-    began = time.monotonic()
+    child, began = int(process.log_tail().split()[1]), time.monotonic()
     process.stop(0.0)
     assert not process.is_alive()
     assert time.monotonic() - began < STOP_SECONDS
+    wait_until("the child is gone", lambda: _gone(child), 5)

@@ -66,12 +66,6 @@ async def test_a_paused_or_missing_engine_is_not_ready(scene: Scene, session: Cl
     assert not await SGLangClient(session, "http://127.0.0.1:1", KEY).is_ready()
 
 
-async def test_a_weight_version_that_is_no_number_is_a_fault(scene: Scene) -> None:
-    scene.engine.version = "default"
-    with pytest.raises(EngineFault):
-        await scene.client.draft_version()
-
-
 async def test_an_engine_with_running_requests_does_not_flush_its_cache(scene: Scene) -> None:
     await scene.client.flush_prefix_cache()
     assert await scene.client.flush_if_idle()
