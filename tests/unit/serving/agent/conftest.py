@@ -6,16 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
 from aurora_runtime.engine.sglang_client import SGLangClient
-from tests.unit.fakes import KEY
+from aurora_runtime.pod_registry import PodRegistry
+from tests.assets.signing import KEYS
+from tests.unit.fakes import KEY, FolderObjects
 from tests.unit.serving.agent.rigs import PodRig
 
 
 @pytest_asyncio.fixture
-async def pod_rig(tmp_path: Path) -> AsyncIterator[PodRig]:
+async def rig(tmp_path: Path) -> AsyncIterator[PodRig]:
     rig = PodRig(tmp_path)
     rig.engine.withdrawal_file = rig.folder.withdrawal
     async with AsyncExitStack() as stack:
@@ -26,3 +29,15 @@ async def pod_rig(tmp_path: Path) -> AsyncIterator[PodRig]:
         assert await rig.pod.ready()
         rig.engine.calls.clear()
         yield rig
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> FolderObjects:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return objects
+
+
+@pytest.fixture
+def registry(objects: FolderObjects) -> PodRegistry:
+    return PodRegistry(objects, KEYS)

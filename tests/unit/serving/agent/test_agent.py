@@ -232,14 +232,6 @@ async def test_ended_requests_are_those_of_this_engine_start(rig: AgentRig, boot
     assert f"aurora_agent_requests_total {requests}.0" in await (await rig.http.get("/metrics")).text()
 
 
-async def test_the_speculation_controllers_estimates_are_shown(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
-    write_atomically(rig.folder.speculation, report().to_json())
-    state = await rig.state()
-    assert state.speedup_estimate == 1.4
-    assert state.saved_time == SavedTime(share=0.2, observed_seconds=60)
-
-
 @pytest.mark.parametrize(
     "file",
     [
@@ -257,9 +249,11 @@ async def test_without_a_controller_nothing_is_estimated(rig: AgentRig, file: by
     assert "aurora_agent_decode_rounds" not in await (await rig.http.get("/metrics")).text()
 
 
-async def test_the_metrics_show_rounds_by_arm_tokens_by_source(rig: AgentRig) -> None:
+async def test_estimates_rounds_by_arm_and_tokens_by_source_are_shown(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
     write_atomically(rig.folder.speculation, report().to_json())
+    state = await rig.state()
+    assert (state.speedup_estimate, state.saved_time) == (1.4, SavedTime(share=0.2, observed_seconds=60))
     text = await (await rig.http.get("/metrics")).text()
     for line in (
         'aurora_agent_decode_rounds_total{arm="off"} 90.0',
@@ -309,13 +303,6 @@ async def test_a_token_that_the_kubelet_replaced_is_accepted_without_a_restart(r
 
 async def _status(rig: AgentRig, token: str) -> int:
     return (await rig.http.get("/v1/state", headers={"Authorization": f"Bearer {token}"})).status
-
-
-async def test_the_metric_of_dropped_shards_counts_lost_shards(rig: AgentRig) -> None:
-    rig.objects.down = True
-    shard(rig.folder.spool, 0)
-    await rig.uploader.finish(0, lambda: False)
-    assert "aurora_agent_dropped_shards_total 1.0" in await (await rig.http.get("/metrics")).text()
 
 
 @pytest.mark.parametrize("order", ["draft", "measurement"])

@@ -12,20 +12,8 @@ from aurora_runtime.errors import DraftRefused
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Keys
 from aurora_store.errors import DigestMismatch
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
-
-
-@pytest.fixture
-def objects(tmp_path: Path) -> FolderObjects:
-    return FolderObjects(tmp_path / "store")
-
-
-@pytest.fixture
-def registry(objects: FolderObjects) -> PodRegistry:
-    objects.path.mkdir()
-    return PodRegistry(objects)
 
 
 @pytest.fixture
@@ -72,13 +60,17 @@ def test_a_staged_draft_is_not_fetched_again(registry: PodRegistry, folder: PodF
     assert drafts.stage(1, digest) == first
 
 
-def test_a_draft_damaged_on_disk_is_fetched_again(registry: PodRegistry, folder: PodFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "damaged"), [("model.safetensors", "short"), ("config.json", "{}")])
+def test_a_file_damaged_on_disk_is_fetched_again(
+    registry: PodRegistry, folder: PodFolder, tmp_path: Path, name: str, damaged: str
+) -> None:
     drafts = DraftCache(folder, registry)
     digest = add_draft(registry, tmp_path, 1)
-    first = drafts.stage(1, digest)
-    whole = first.weights.read_bytes()
-    first.weights.write_bytes(whole[:-1])
-    assert drafts.stage(1, digest).weights.read_bytes() == whole
+    file = drafts.stage(1, digest).folder / name
+    whole = file.read_bytes()
+    file.write_text(damaged)
+    drafts.stage(1, digest)
+    assert file.read_bytes() == whole
 
 
 def test_a_refused_draft_leaves_nothing_on_disk(registry: PodRegistry, folder: PodFolder, tmp_path: Path) -> None:
@@ -93,9 +85,6 @@ def test_a_refused_draft_leaves_nothing_on_disk(registry: PodRegistry, folder: P
     bad = publish_bytes(registry, tmp_path / "sources", 3, safetensors(draft_tensors(float("nan"))))
     with pytest.raises(DraftRefused):
         drafts.stage(3, bad.digest)
-    cut = publish_bytes(registry, tmp_path / "sources", 4, safetensors(draft_tensors())[:-1])
-    with pytest.raises(DraftRefused, match="truncated"):
-        drafts.stage(4, cut.digest)
     assert staged(folder) == []
 
 
@@ -134,31 +123,5 @@ def test_a_draft_with_another_configuration_is_refused(
             file |= {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
     manifest.write_text(json.dumps(named))
     with pytest.raises(DraftRefused, match="not that of lineage 1: auto_map"):
-        DraftCache(folder, registry).stage(1, digest)
-    assert staged(folder) == []
-
-
-def test_a_configuration_damaged_on_disk_is_fetched_again(
-    registry: PodRegistry, folder: PodFolder, tmp_path: Path
-) -> None:
-    drafts = DraftCache(folder, registry)
-    digest = add_draft(registry, tmp_path, 1)
-    config = drafts.stage(1, digest).folder / "config.json"
-    whole = config.read_bytes()
-    config.write_text("{}")
-    drafts.stage(1, digest)
-    assert config.read_bytes() == whole
-
-
-@pytest.mark.parametrize("key", [Keys.registration(1), "manifest"])
-def test_an_invalid_record_of_a_version_refuses_this_version(
-    registry: PodRegistry, objects: FolderObjects, folder: PodFolder, tmp_path: Path, key: str
-) -> None:
-    digest = add_draft(registry, tmp_path, 1)
-    if key == "manifest":
-        (file,) = objects.path.rglob("manifest.json")
-        key = str(file.relative_to(objects.path))
-    registry.objects.put(key, b"[" * 100_000)
-    with pytest.raises(DraftRefused, match="version 1: "):
         DraftCache(folder, registry).stage(1, digest)
     assert staged(folder) == []

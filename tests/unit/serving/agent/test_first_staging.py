@@ -16,23 +16,12 @@ from aurora_runtime.serving.agent.main import stage_active_draft
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder
 from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.faulty_store import faulty_store, hang
-from tests.assets.signing import KEYS, ROOT_OWNER
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.serving.agent.test_draft_cache import add_draft
 
 MARGIN_SECONDS = 3.0
 """botocore waits up to one second before the retry that the deadline forbids."""
-
-
-@pytest.fixture
-def objects(tmp_path: Path) -> FolderObjects:
-    return FolderObjects(tmp_path / "store")
-
-
-@pytest.fixture
-def registry(objects: FolderObjects) -> PodRegistry:
-    objects.path.mkdir()
-    return PodRegistry(objects, KEYS)
 
 
 def channel(epoch: int, active: int) -> Channel:
@@ -129,14 +118,6 @@ def lineage_bytes(registry: PodRegistry) -> bytes:
     stored = registry.lineage()
     assert stored is not None
     return stored.to_json()
-
-
-def test_a_new_pod_says_which_record_is_invalid(
-    registry: PodRegistry, started: PodFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    registry.objects.put(Keys.channel(1), b"{}")
-    assert stage(PodFolder(tmp_path / "fresh"), registry) is None
-    assert "channel/00000001.json" in caplog.text
 
 
 def test_a_draft_that_no_engine_may_load_is_looked_at_once_and_left(

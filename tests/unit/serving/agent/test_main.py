@@ -26,7 +26,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         from aurora_runtime.pod_registry import PodRegistry
         from tests.unit.fakes import FolderObjects
         from tests.unit.serving.agent.test_uploader import shard
-        from tests.unit.serving.test_sglang_arguments import settings
+        from tests.unit.serving.engine_starts import settings
         path, began = Path({str(tmp_path)!r}), asyncio.Event()
 
         class Slow(FolderObjects):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import threading
-from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -19,14 +18,11 @@ from aurora_protocol.agent_api import (
 )
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
+from aurora_runtime.serving.agent.lending import MAX_RESTORE_ATTEMPTS
 from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.pod_files import Withdrawal
 from aurora_store.errors import StoreError
 from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
-
-
-@pytest.fixture
-def rig(pod_rig: PodRig) -> PodRig:
-    return pod_rig
 
 
 async def test_a_withdrawn_pod_is_not_ready_tries_drafts_and_returns_with_its_current_draft(rig: PodRig) -> None:
@@ -86,21 +82,6 @@ async def test_the_pod_returns_however_the_lease_ends(rig: PodRig, end: str) -> 
     assert await rig.pod.ready()
 
 
-async def test_an_agent_that_restarts_while_withdrawn_never_makes_the_trial_draft_current(rig: PodRig) -> None:
-    """Without the withdrawal a new agent would make the engine's draft current."""
-    await rig.withdraw()
-    await rig.trial(1)
-    rig.start_agent()
-    for _ in range(3):
-        assert not await rig.pod.ready()
-        await rig.pod.state()
-    current = rig.drafts.current()
-    assert current is not None
-    assert current.version == 0
-    await rig.return_to_service()
-    assert rig.serves(0)
-
-
 async def test_the_pass_is_never_shown(rig: PodRig) -> None:
     await rig.withdraw()
     await rig.trial(1)
@@ -113,12 +94,6 @@ async def test_the_pass_is_never_shown(rig: PodRig) -> None:
     for text in (*shown, state.to_json(), Metrics().render(state)):
         assert secret.encode() not in text
         assert TOKEN.encode() not in text
-
-
-async def test_a_damaged_order_file_blocks_no_withdrawal(rig: PodRig) -> None:
-    rig.folder.swap_request.write_bytes(b"")
-    await rig.withdraw()
-    assert rig.folder.read_withdrawal() is not None
 
 
 async def test_swaps_and_withdrawals_exclude_each_other(rig: PodRig) -> None:
@@ -198,21 +173,13 @@ async def test_only_the_holder_renews_a_lease_and_only_a_new_measurement_begins_
 
 async def test_a_lease_is_renewed_while_a_draft_downloads(rig: PodRig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.withdraw()
-    staging, go_on = threading.Event(), threading.Event()
-    stage = rig.drafts.stage
-
-    def slow(*arguments: Any, **more: Any) -> Any:
-        staging.set()
-        go_on.wait(10)
-        return stage(*arguments, **more)
-
-    monkeypatch.setattr(rig.drafts, "stage", slow)
+    store = SlowStore(rig, monkeypatch)
     trial = asyncio.create_task(rig.trial(1))
-    await asyncio.to_thread(staging.wait, 10)
+    await store.wait_until_begun()
     for _ in range(5):
         rig.now += 40
         await rig.request_lease()
-    go_on.set()
+    store.released.set()
     assert await trial
     assert rig.phase() is MeasurementPhase.MEASURING
 
@@ -273,4 +240,129 @@ async def test_a_download_of_a_trial_draft_ends_with_the_lease(
         await asyncio.wait_for(trial, 10)
     assert rig.engine.calls.count("pause_generation") == 0
     await rig.return_to_service()
+    assert rig.serves(0)
+
+
+# trial drafts --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_repeated_trial_request_loads_nothing_and_flushes_the_cache(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.engine.calls.clear()
+    assert await rig.trial(1)
+    assert "pause_generation" not in rig.engine.calls
+
+
+async def test_two_trial_drafts_take_turns_from_the_pods_own_disk(rig: PodRig) -> None:
+    await rig.withdraw()
+    assert await rig.trial(1)
+    rig.objects.down = True
+    for version in (0, 1, 0, 1):
+        assert await rig.trial(version)
+        assert rig.engine.version == str(version)
+    rig.objects.down = False
+    assert await rig.trial(2)
+    assert sorted(path.name[:8] for path in rig.folder.drafts.iterdir() if not path.is_symlink()) == [
+        f"{version:08d}" for version in range(3)
+    ], "the last two trial drafts, and current"
+    assert await rig.trial(0)
+    assert rig.drafts.find_staged(1) is None, "the cache is bounded"
+
+
+async def test_a_request_that_a_client_sent_before_the_guard_closed_ends_before_the_measurement(
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.request_lease(begin=True)
+    write = rig.lease._write
+
+    async def write_and_admit(withdrawal: Withdrawal) -> None:
+        await write(withdrawal)
+        rig.engine.has_running_requests = withdrawal.closed
+
+    monkeypatch.setattr(rig.lease, "_write", write_and_admit)
+    await rig.drain()
+    withdrawal = rig.folder.read_withdrawal()
+    assert withdrawal is not None
+    assert (withdrawal.closed, rig.phase()) == (True, MeasurementPhase.DRAINING)
+    assert not await rig.trial(1)
+    rig.engine.has_running_requests = False
+    await rig.drain()
+    assert await rig.trial(1)
+
+
+async def test_a_request_of_the_measurement_that_takes_too_long_ends_before_the_next_draft(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.engine.has_running_requests = True
+    assert not await rig.trial(1)
+    assert "pause_generation" not in rig.engine.calls
+    rig.engine.has_running_requests = False
+    assert await rig.trial(1)
+
+
+UPDATE = "update_weights_from_tensor"
+FAULTS = [
+    (route, fault) for route in ("pause_generation", UPDATE, "end_weight_update") for fault in ("before", "after")
+]
+
+
+@pytest.mark.parametrize(("route", "fault"), [*FAULTS, (UPDATE, "silent"), (UPDATE, "version"), (UPDATE, "unloaded")])
+async def test_failed_trials_and_failed_restores_end_with_the_current_draft(
+    rig: PodRig, route: str, fault: str
+) -> None:
+    await rig.withdraw()
+    rig.engine.faults = {route: fault}
+    with contextlib.suppress(RuntimeFault):
+        await rig.trial(1)
+    assert not rig.engine.faults, "the fault has occurred"
+    await rig.trial(1)
+    assert rig.engine.version == "1", "a trial that failed may be requested again"
+    rig.engine.faults = {route: fault}
+    await rig.request_lease(0)
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.engine.faults, rig.engine.faults_persist = {"update_weights_from_tensor": "silent"}, True
+    await rig.request_lease(0)
+    for _ in range(MAX_RESTORE_ATTEMPTS - 1):
+        with pytest.raises(EngineFault):
+            await rig.lease.advance()
+        assert not rig.is_restart_ordered(), "the engine may only be slow"
+    await rig.lease.advance()
+    assert rig.lease.withdrawn, "the pod returns only when the engine was seen to hold its current draft"
+    assert rig.is_restart_ordered()
+    await rig.lease.advance()
+    assert rig.lease.withdrawn, "the launcher has not ended the engine yet"
+    rig.start_engine("b2")
+    await rig.lease.advance()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft_and_the_measurement_is_over(
+    rig: PodRig,
+) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.start_engine("b2")
+    assert await rig.pod.ready()
+    assert rig.serves(0)
+    with pytest.raises(SwapRefused):
+        await rig.trial(1)
+    with pytest.raises(SwapRefused):
+        await rig.request_lease()
+    await rig.withdraw()
+    assert await rig.trial(1), "the pod can be lent again"
+
+
+async def test_without_the_guard_no_trial_draft_is_loaded(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.engine.withdrawal_file = None
+    with pytest.raises(EngineFault, match="guard"):
+        await rig.trial(1)
     assert rig.serves(0)

@@ -47,41 +47,31 @@ async def start_without_draft(rig: PodRig, *, steps_of_width: int = 0) -> None:
     assert await rig.pod.ready()
 
 
-async def test_a_pod_without_a_draft_is_ready_names_no_version_and_takes_the_active_one(pod_rig: PodRig) -> None:
-    await start_without_draft(pod_rig)
-    state = await pod_rig.pod.state()
-    assert (state.engine_ready, state.version, state.checksum) == (True, None, None)
-    assert not pod_rig.drafts.has_draft
-    pod_rig.registry.create_lineage(lineage())
-    await pod_rig.swap(1)
-    assert pod_rig.serves(1)
-    assert (await pod_rig.pod.state()).version == 1
-    assert pod_rig.drafts.has_draft
-    assert pod_rig.folder.lineage.exists()
-
-
-async def test_the_engine_keeps_the_placeholder_while_the_draft_cannot_be_loaded(pod_rig: PodRig) -> None:
-    await start_without_draft(pod_rig)
-    pod_rig.registry.create_lineage(lineage())
-    pod_rig.engine.faults["update_weights_from_tensor"] = "before"
-    await pod_rig.swap(1)
-    state = await pod_rig.pod.state()
+async def test_the_engine_keeps_the_placeholder_until_a_draft_can_be_loaded(rig: PodRig) -> None:
+    await start_without_draft(rig)
+    assert not rig.drafts.has_draft
+    rig.registry.create_lineage(lineage())
+    rig.engine.faults["update_weights_from_tensor"] = "before"
+    await rig.swap(1)
+    state = await rig.pod.state()
     assert (state.engine_ready, state.version, state.swap.phase) == (True, None, SwapPhase.FAILED)
     assert not state.swap.needs_restart
-    await pod_rig.swap(1, epoch=3)
-    assert pod_rig.serves(1)
+    await rig.swap(1, epoch=3)
+    assert rig.serves(1)
+    assert rig.drafts.has_draft
+    assert (await rig.pod.state()).version == 1
 
 
 @pytest.mark.parametrize("lineage_exists", [True, False])
 async def test_only_a_lineage_of_other_sizes_asks_for_a_restart_and_it_blames_no_draft(
-    pod_rig: PodRig, lineage_exists: bool
+    rig: PodRig, lineage_exists: bool
 ) -> None:
-    await start_without_draft(pod_rig, steps_of_width=1)
+    await start_without_draft(rig, steps_of_width=1)
     if lineage_exists:
-        pod_rig.registry.create_lineage(lineage())
-    pod_rig.engine.calls.clear()
-    await pod_rig.swap(1)
-    swap = pod_rig.swapper.status
+        rig.registry.create_lineage(lineage())
+    rig.engine.calls.clear()
+    await rig.swap(1)
+    swap = rig.swapper.status
     assert (swap.phase, swap.transient, swap.needs_restart) == (SwapPhase.FAILED, True, lineage_exists)
-    assert "pause_generation" not in pod_rig.engine.calls
-    assert await pod_rig.pod.ready()
+    assert "pause_generation" not in rig.engine.calls
+    assert await rig.pod.ready()
