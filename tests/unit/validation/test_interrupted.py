@@ -1,8 +1,9 @@
-"""A validator whose pod is told to end says so by its exit status, which its Job does not count as a failure."""
+"""How a validator ends: its exit status when its pod is told to end, and the time that it leaves for its end."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -12,12 +13,17 @@ from typing import Any
 
 import pytest
 
+from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime import termination_message
+from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation import main
+from aurora_runtime.validation import lent_replica, main
+from aurora_runtime.validation.main import STORE_SECONDS
+from aurora_runtime.validation.measured_engine import REQUEST_SECONDS
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreInterrupted
+from aurora_store.objects import TIMEOUT_SECONDS
 
 
 @pytest.fixture(name="message")
@@ -73,3 +79,33 @@ def test_a_validator_that_could_not_measure_has_failed(message: Path, monkeypatc
         main.main([])
     assert ended.value.code == 1
     assert message.read_text() == "3 of 8 prompts"
+
+
+def test_a_validator_without_its_key_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, object] = {
+        "namespace": "n",
+        "name": "s",
+        "target": {"model": "m"},
+        "draft": {},
+        "validation": {},
+        "store": {"bucket": "b", "root": "aurora/n/s", "owner": "1a2b3c4d", "endpoint": "http://127.0.0.1:1"},
+    }
+    settings |= {"candidate": 1, "active": 0, "attempt": 1}
+    monkeypatch.setenv("AURORA_SETTINGS", json.dumps(settings))
+    with pytest.raises(SystemExit):
+        main.main(["--signing", str(tmp_path)])
+    assert "has no evidence-key" in caplog.text
+
+
+STORE_CALLS = 3
+"""Requests that store the evidence: a listing and a read of the channel, and the write."""
+ENGINES = 2
+
+
+def test_the_reserve_covers_what_follows_the_deadline() -> None:
+    """One batch may still run, and then the engines are stopped, or the replica is given back."""
+    assert STORE_CALLS * TIMEOUT_SECONDS <= STORE_SECONDS
+    returned = max(ENGINES * STOP_SECONDS, lent_replica.CALL_SECONDS)
+    assert REQUEST_SECONDS + returned + STORE_SECONDS <= FINISH_RESERVE_SECONDS

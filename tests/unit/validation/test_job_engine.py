@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -110,42 +107,4 @@ async def test_a_dead_engine_is_no_verdict(tmp_path: Path, scripted: Scripted) -
         await engine.confirm(Arm.NGRAM, BatchResult((), 1.0))
 
 
-SERVER = """
-import sys
-from pathlib import Path
-from aiohttp import web
-from tests.unit.fakes import FakeEngine
-engine = FakeEngine(None)
-engine.start(Path(sys.argv[2]).read_bytes(), "0")
-web.run_app(engine.app(), host="127.0.0.1", port=int(sys.argv[1]), print=None)
-"""
 """An engine's program, with a draft that it starts with."""
-
-
-async def test_the_engine_is_started_swaps_and_is_gone_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drafts = {}
-    for version, arm in enumerate((Arm.ACTIVE, Arm.CANDIDATE)):
-        (folder := tmp_path / arm).mkdir()
-        drafts[arm] = FetchedDraft(folder, version)
-        drafts[arm].weights.write_bytes(bytes([version]))
-
-    def command(_: Any, port: int, *__: Any) -> list[str]:
-        return [sys.executable, "-c", SERVER, str(port), str(drafts[Arm.ACTIVE].weights)]
-
-    monkeypatch.setattr(EngineSpec, "arguments", command)
-    monkeypatch.setattr(
-        EngineSpec, "environment", lambda *_: dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    spec = EngineSpec(model="m", device="cpu", kv_tokens=1)
-    engine = JobEngine(
-        spec, tmp_path, drafts, DraftSpec(), with_ngram=True, machine=MACHINE, deadline=time.monotonic() + 60
-    )
-    async with engine.running():
-        assert [await engine.hold(arm) for arm in (Arm.CANDIDATE, Arm.OFF, Arm.NGRAM)] == [True, False, False]
-        assert await SGLangClient(engine._session, engine.client(Arm.OFF, {}).url).draft_version() == 1
-        for arm in (Arm.OFF, Arm.NGRAM):
-            await engine.confirm(arm, BatchResult((), 1.0))
-    with pytest.raises(MeasurementError, match="died"):
-        await engine.confirm(Arm.OFF, BatchResult((), 1.0))

@@ -23,7 +23,7 @@ from aurora_protocol.agent_api import (
     TrialRequest,
     measurement_pass,
 )
-from aurora_protocol.errors import AgentError, AgentRefused, Fenced
+from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica
 from aurora_runtime.errors import MeasurementError
@@ -199,13 +199,6 @@ async def test_an_engine_that_crashes_in_a_batch_is_no_verdict(scripted: Scripte
             await answer(replica, requests=3)
 
 
-async def test_an_engine_that_crashes_in_a_warm_up_is_no_verdict(scripted: Scripted) -> None:
-    async with lent(scripted).lent() as replica:
-        scripted.crashes = {1}
-        with pytest.raises(MeasurementError, match="the engine of p ended"):
-            await measured(replica).prepare(Arm.CANDIDATE)
-
-
 async def test_a_network_failure_is_no_verdict(scripted: Scripted) -> None:
     async with lent(scripted).lent() as replica:
         scripted.cut = True
@@ -257,13 +250,6 @@ async def test_requests_of_clients_that_never_end_cost_the_time_limit_only(scrip
         async with lent(scripted, seconds=0.1).lent():
             raise AssertionError("the context was entered")
     assert scripted.leases[-1] == 0
-
-
-async def test_the_agents_reason_for_a_refused_trial_is_in_the_error(scripted: Scripted) -> None:
-    scripted.trials = [503]
-    async with lent(scripted).lent() as replica:
-        with pytest.raises(AgentRefused, match="503: why"):
-            await replica.hold(Arm.CANDIDATE)
 
 
 async def test_a_swap_that_takes_all_the_time_ends_the_measurement(scripted: Scripted) -> None:
