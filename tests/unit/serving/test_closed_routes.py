@@ -62,10 +62,6 @@ async def test_a_closed_route_is_closed_under_a_prefix_and_under_another_name() 
         assert (await ask("/renamed", **{variable: "/renamed"}))[0] == 404
 
 
-async def test_what_is_not_http_passes() -> None:
-    assert (await ask("/open_session", kind="websocket"))[0] == 200
-
-
 def test_the_closed_paths_are_those_of_sglang() -> None:
     package = importlib.util.find_spec("sglang")
     assert package is not None

@@ -1,4 +1,4 @@
-"""An engine starts with the controller where the spec says Adaptive, and only to serve or measure a draft."""
+"""The command line and the environment of an engine follow the spec, and the user's arguments win."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.serving.launcher import EngineStart
-from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start
+from aurora_runtime.serving.launcher import EngineStart, engine_arguments
+from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start, settings
 
 
 def start(path: Path, shape: Shape) -> EngineStart:
@@ -53,3 +53,30 @@ def test_the_limits_of_capture_reach_the_plugin(tmp_path: Path) -> None:
     defaults = CaptureSettings.from_json(made.environment()[CAPTURE_VARIABLE])
     assert (defaults.max_queued_bytes, defaults.max_open_bytes) == (512 << 20, 2 << 30)
     assert defaults.max_spool_bytes == 4 << 30
+
+
+def test_the_command_line_follows_the_spec() -> None:
+    arguments = engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=30000)
+    for flag, value in {
+        "--model-path": "org/model",
+        "--served-model-name": "org/model",
+        "--revision": "abc",
+        "--speculative-algorithm": "EAGLE3",
+        "--speculative-draft-model-path": "/drafts/v3",
+        "--speculative-num-steps": "2",
+        "--speculative-eagle-topk": "1",
+        "--speculative-num-draft-tokens": "3",
+        "--weight-version": "3",
+        "--max-running-requests": "256",
+        "--speculative-draft-model-quantization": "unquant",
+        "--custom-weight-loader": "aurora_runtime.engine.weight_loader.load_draft",
+    }.items():
+        assert arguments[arguments.index(flag) + 1] == value
+    assert "--enable-metrics" in arguments
+
+
+def test_the_users_arguments_win() -> None:
+    arguments = engine_arguments(
+        settings(extra_args=["--dtype=float16", "--tp-size", "2"]), draft=Path("/d"), version=0, port=1
+    )
+    assert arguments[-3:] == ["--dtype=float16", "--tp-size", "2"]

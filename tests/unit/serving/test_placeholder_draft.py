@@ -22,7 +22,7 @@ from aurora_runtime.training import lineage
 from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.target_model import TargetModel
-from tests.unit.serving.test_sglang_arguments import settings
+from tests.unit.serving.engine_starts import settings
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 

@@ -151,6 +151,7 @@ def test_a_verify_batch_becomes_one_round_per_request(
     assert isinstance(first, VerifyRound)
     assert isinstance(last, VerifyRound)
     assert (first.rid, last.rid, last.finished, last.version) == ("a", "c", True, 7)
+    assert first.source is ProposalSource.DRAFT, "no controller chose another"
     assert last.draft_tokens.tolist() == [8, 9, 10, 11]
     assert last.path.tolist() == [0, 1, 2]
     assert first.path.tolist() == [0]
@@ -182,12 +183,6 @@ def test_a_round_names_the_source_that_the_controller_chose(monkeypatch: pytest.
     assert [event.source for event in rounds] == [ProposalSource.DRAFT, ProposalSource.NONE, ProposalSource.LOOKUP]
 
 
-def test_without_a_controller_the_draft_proposes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
-    assert {event.source for event in captured_rounds(hooks, recorder, verify(2))} == {ProposalSource.DRAFT}
-
-
 @pytest.mark.parametrize("on_input", [{}, {"aurora_sources": (Proposer.NONE, Proposer.NONE)}])
 def test_a_round_of_width_1_has_one_node_and_no_proposals(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_input: dict[str, Any]
@@ -203,38 +198,6 @@ def test_a_round_of_width_1_has_one_node_and_no_proposals(
     assert recorder.errors == 0
 
 
-def test_sources_of_another_batch_lose_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
-    result, verify_input, logits = verify(2, aurora_sources=(Proposer.DRAFT,))
-    hooks.after_sample(result, verify_input, batch_of(request("a"), request("b")), logits)
-    assert logits.auxiliary_device_output is None
-    assert recorder.errors == 1
-
-
-def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
-    lengths = [2, 3]
-    batch = batch_of(request("a"), request("b"), prefix_lens=[5, 0], extend_lens=lengths)
-    logits = SimpleNamespace(hidden_states=torch.arange(5.0).unsqueeze(1), auxiliary_device_output=None)
-
-    def original(worker: object, given: Any, *, on_publish: object) -> Any:
-        given.extend_lens = None  # the engine is free to change the batch
-        return SimpleNamespace(logits_output=logits, worker=worker, on_publish=on_publish)
-
-    result = hooks.around_prefill(original, "worker", batch, on_publish="called")
-    assert (result.worker, result.on_publish) == ("worker", "called")
-    logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [commit(0, 9), None])
-    a, b = recorder.batches[-1]
-    assert isinstance(a, PromptChunk)
-    assert isinstance(b, PromptChunk)
-    assert (a.start, a.hidden[:, 0].tolist(), b.start, b.hidden[:, 0].tolist()) == (5, [0, 1], 0, [2, 3, 4])
-    assert (a.prompt, a.marker) == ([1, 2, 3], (len("worker"),))
-    assert b.commit is None
-
-
 def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Three chunks of a long prompt: the first is left out whole, the second in part."""
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
@@ -244,19 +207,25 @@ def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest
     long = request("long")
     long.origin_input_ids = list(range(16))
     kept: list[tuple[int, list[float]] | None] = []
+
+    def original(worker: object, given: Any, *, on_publish: object) -> Any:
+        given.extend_lens = None  # the engine is free to change the batch
+        return SimpleNamespace(logits_output=logits, worker=worker, on_publish=on_publish)
+
     for start, length in ((0, 8), (8, 4), (12, 4)):
         logits = SimpleNamespace(
             hidden_states=torch.arange(start, start + length).float().unsqueeze(1), auxiliary_device_output=None
         )
         batch = batch_of(long, prefix_lens=[start], extend_lens=[length])
-        done = SimpleNamespace(logits_output=logits)
-        hooks.around_prefill(lambda *_, done=done: done, "worker", batch)
+        result = hooks.around_prefill(original, "worker", batch, on_publish="called")
+        assert (result.worker, result.on_publish) == ("worker", "called")
         if logits.auxiliary_device_output is None:
             kept.append(None)
             continue
         logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [None])
         (chunk,) = recorder.batches[-1]
         assert isinstance(chunk, PromptChunk)
+        assert (chunk.prompt, chunk.marker, chunk.commit) == (list(range(16)), (len("worker"),), None)
         kept.append((chunk.start, chunk.hidden[:, 0].tolist()))
     assert kept == [None, (10, [10, 11]), (12, [12, 13, 14, 15])]
     assert recorder.errors == 0

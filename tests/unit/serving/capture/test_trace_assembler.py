@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
+from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode, encode
 
 TOP_TOKENS = 3
@@ -348,8 +348,3 @@ def test_an_aborted_request_keeps_its_committed_tokens() -> None:
     assert isinstance(last, VerifyRound)
     (trace,) = feed(assembler(), [*events, replace(last, commit=None, finished=True)])
     assert trace.tokens.shape[0] == 3 + 4
-
-
-def test_parents_follow_the_links_of_children_and_siblings() -> None:
-    """The root has the children 1 to 4, node 1 the children 5 and 6, and node 2 the child 7."""
-    assert parents_of([1, 5, 7, -1, -1, -1, -1, -1], [-1, 2, 3, 4, -1, 6, -1, -1]) == [-1, 0, 0, 0, 0, 1, 1, 2]

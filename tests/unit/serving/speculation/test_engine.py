@@ -96,11 +96,6 @@ def test_a_decision_survives_its_encoding(
     assert decode(encode(decision)) == decision
 
 
-@pytest.mark.parametrize("failed", [False, True])
-def test_a_single_rank_takes_its_own_numbers_and_failure(failed: bool) -> None:
-    assert RankAgreement(None, decides=True).agree((1, 0), failed=failed) == ([1, 0], failed)
-
-
 def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, list[object]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     agreement = RankAgreement(dist.group.WORLD, decides=rank == 0)

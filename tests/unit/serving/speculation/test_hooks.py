@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, SimpleNamespace
@@ -20,7 +19,7 @@ from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
-from aurora_runtime.serving.speculation.hooks import WorkerHooks, are_held_off
+from aurora_runtime.serving.speculation.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.rounds import Decision, RequestOutlook
 from tests.unit.serving.speculation.fake_engine import (
     ARMS,
@@ -115,16 +114,6 @@ def test_a_draft_in_use_processes_every_round_so_that_it_can_draft_in_any(overla
 
 
 @overlap
-def test_a_request_that_the_draft_missed_goes_without_it_to_its_end(overlaps: bool) -> None:
-    uses = [True] * 4 + [False] * 3 + [True] * 60
-    fake = FakeEngine(Recording(["off", "draft-1", "off"], uses=uses), overlaps=overlaps)
-    fake.run([50])
-    drafted = [Source.DRAFT in d.sources for d in fake.policy.decisions]
-    assert any(drafted[:4])
-    assert not any(drafted[7:])
-
-
-@overlap
 def test_a_parked_round_decides_nothing_and_needs_no_lengths(overlaps: bool) -> None:
     fake = FakeEngine(Recording(["off"], parks=10), overlaps=overlaps)
     fake.hooks.around_cpu_lengths(lambda _: False, ())
@@ -170,26 +159,6 @@ def test_requests_that_a_measurement_holds_to_off_are_answered_without_anything(
     assert fake.policy.decisions == []
     assert fake.report.state().rounds_by_arm == {"off": fake.rounds}
     assert (fake.draft_prefills, fake.draft_extends) == (0, 0)
-
-
-def test_a_batch_with_a_request_of_a_client_is_not_held_to_off() -> None:
-    held, client = FakeRequest("1", sampling_params=FakeSampling({"aurora": {"speculate": False}})), FakeRequest("2")
-    assert are_held_off([held])
-    assert not are_held_off([held, client])
-
-
-@overlap
-def test_a_round_behind_an_answers_end_counts_no_token(overlaps: bool) -> None:
-    fake = FakeEngine(Recording(["draft-3"]), overlaps=overlaps)
-    requests = fake.run([10, 17, 40])
-    made, garbage = Counter[str](), 0
-    for outcome in fake.policy.observed:
-        for outlook, own in zip(outcome.outlooks, outcome.made, strict=True):
-            made[outlook.rid] += own
-            garbage += own == 0
-    cut = 3 if overlaps else 0  # under overlap scheduling, the end within a round is not known when it is told
-    assert 0 <= made["r0"] - (requests[0].max_tokens - 1) <= cut
-    assert garbage == (2 if overlaps else 0)
 
 
 HOOKS = (
@@ -244,19 +213,6 @@ def raised_at(code: CodeType, line: int, call: int) -> Iterator[list[int]]:
         yield raised
     finally:
         sys.settrace(before)
-
-
-@overlap
-@pytest.mark.parametrize("broken", ["choose", "observe", "request_ended", "round_parked", "prefill_drafts"])
-def test_an_error_of_the_policy_holds_the_engine_to_off(
-    overlaps: bool, broken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeEngine(Recording(["off", "draft-3", "lookup-2"], parks=2, uses=[True, False]), overlaps=overlaps)
-    monkeypatch.setattr(fake.policy, broken, fail)
-    for req in fake.run([26, 29]):
-        assert len(req.output_ids) >= req.max_tokens
-    assert fake.report.errors == 1
-    assert fake.steps == 0
 
 
 @overlap

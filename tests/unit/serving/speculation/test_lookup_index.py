@@ -166,14 +166,6 @@ def test_with_scope_speculator_an_answer_is_found_by_later_requests() -> None:
     assert index.propose("b", 20) == Proposal((4, 5, 6), 2)
 
 
-def test_a_running_answer_is_found_by_others() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 1000)
-    index.begin("a", [])
-    index.extend("a", range(100, 110))
-    index.begin("b", [105, 106])
-    assert index.propose("b", 2) == Proposal((107, 108), 2)
-
-
 def test_where_a_running_answer_ends_the_proposal_goes_on_with_the_lookup_of_that_answer() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("earlier", range(100, 110))
@@ -182,15 +174,6 @@ def test_where_a_running_answer_ends_the_proposal_goes_on_with_the_lookup_of_tha
         index.begin(rid, range(100, 100 + known))
     assert index.propose("behind", 1) == Proposal((102,), 2), "the latest occurrence, one token before its end"
     assert index.propose("behind", 20) == Proposal(tuple(range(102, 106)), 2), "two tokens for each that matched"
-
-
-def test_a_proposal_ends_with_the_answer_that_ended() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 1000)
-    index.begin("earlier", [1, 2, 3, 4])
-    index.begin("later", [7, 2, 3])
-    index.end("later")
-    index.begin("asks", [7, 2])
-    assert index.propose("asks", 9) == Proposal((3,), 2)
 
 
 def test_a_proposal_does_not_go_on_where_fewer_tokens_match() -> None:
@@ -218,13 +201,6 @@ def test_a_running_answer_that_repeats_itself_lends_its_repetition() -> None:
     assert index.propose("behind", 7) == Proposal((3, 1, 2, 3, 1, 2, 3), 4)
 
 
-def test_two_running_answers_that_end_alike_propose_what_they_have() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 1000)
-    index.begin("a", [5, 1, 2, 8, 1, 2])
-    index.begin("b", [6, 1, 2])
-    assert index.propose("b", 6) == Proposal((8, 1, 2, 8), 2)
-
-
 def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("other", [6, 5, 1, 2, 70, 71])
@@ -233,33 +209,6 @@ def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() ->
     index.begin("late", [1, 2, 60, 61])
     assert index.propose("own", 2) == Proposal((80, 81), 2)
     assert index.propose("longer", 2) == Proposal((70, 71), 4)
-
-
-def test_a_repetition_goes_on_beyond_the_end_of_the_text() -> None:
-    index = LookupIndex(LookupScope.REQUEST, 1000)
-    index.begin("a", [1, 2, 3, 1, 2, 3])
-    assert index.propose("a", 7) == Proposal((1, 2, 3, 1, 2, 3), 3)
-
-
-def test_evicted_requests_are_not_found() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 20)
-    for rid, first in (("a", 100), ("b", 200), ("c", 300)):
-        index.begin(rid, range(first, first + 8))
-        index.end(rid)
-    assert index.tokens == 16
-    index.begin("d", [102, 103])
-    assert index.propose("d", 2) == NOTHING
-    index.begin("e", [99, 302, 303])
-    assert index.propose("e", 2) == Proposal((304, 305), 2)
-
-
-def test_a_request_that_begins_again_forgets_its_former_text() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 100)
-    index.begin("a", [1, 2, 3, 4])
-    index.begin("a", [5, 6])
-    index.begin("b", [2, 3])
-    assert index.propose("b", 1) == NOTHING
-    assert index.tokens == 4
 
 
 def test_proposals_end_before_a_token_outside_the_vocabulary() -> None:
@@ -291,13 +240,6 @@ def test_a_private_request_answers_no_other_even_where_their_suffixes_share_a_sl
     assert index.propose("other", 1) == NOTHING
     index.begin("shared", [8, 2, 3, 5])
     assert index.propose("other", 1) == Proposal((5,), 2)
-
-
-def test_unknown_requests_are_harmless() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 100)
-    index.extend("a", [1, 2])
-    index.end("a")
-    assert index.propose("a", 3) == NOTHING
 
 
 @pytest.mark.parametrize("prompt", [[7] * 131_072, list(range(131_072)), [1, 2] * 65_536])

@@ -59,11 +59,6 @@ def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path)
     assert report.state().draft.proposed_at == ()
 
 
-def test_an_engine_without_rounds_reports_nothing(tmp_path: Path) -> None:
-    state = a_report(tmp_path).state()
-    assert (state.rounds_by_arm, state.draft.proposed_at) == ({}, ())
-
-
 def test_fixed_arms_estimate_nothing_so_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
     arms = FixedArms(["off"])
     report = RoundReport(PodFolder(tmp_path), "boot", arms)

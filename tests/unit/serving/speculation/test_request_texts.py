@@ -23,28 +23,6 @@ def ask(known: RequestTexts, req: FakeRequest, tokens: int, *, ahead: Sequence[i
     return proposal
 
 
-def test_committed_tokens_are_added_once() -> None:
-    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
-    assert ask(known, req, 3).tokens == ()
-    req.output_ids += [1, 2, 3]
-    for _ in range(2):
-        proposal = ask(known, req, 2)
-        assert proposal.tokens == (4, 5)
-        assert proposal.match_length == 3
-
-
-def test_tokens_of_the_round_in_front_are_known_before_the_request_has_them() -> None:
-    """Under overlap scheduling a request lacks the tokens of its last round."""
-    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
-    ask(known, req, 1)
-    assert ask(known, req, 2, ahead=[1, 2, 3]).tokens == (4, 5)
-    req.output_ids += [1, 2, 3]
-    assert ask(known, req, 2, ahead=[4]).tokens == (5, 9)
-    req.output_ids += [4]
-    proposal = ask(known, req, 3)
-    assert proposal.match_length == 4, "no token was added twice"
-
-
 def test_a_request_whose_last_token_is_unknown_gets_no_proposal() -> None:
     """The first round after a prefill, under overlap scheduling."""
     known, req = texts(), FakeRequest("r", [1, 2, 3, 1, 2])
@@ -127,12 +105,6 @@ def test_a_request_that_was_only_in_parked_rounds_answers_others_once_it_ended()
         known.ended(FakeRequest("parked", text[:3], text[3:], sampling_params=sampling))
         assert known.index.tokens == (len(text) if answers else 0)
         assert ask(known, FakeRequest("next", [3, *text[:3]], [10]), 1).tokens == ((11,) if answers else ())
-
-
-def test_the_end_of_a_request_that_never_decoded_is_harmless() -> None:
-    known = texts()
-    known.ended(FakeRequest("unknown"))
-    assert known._indexed == {}
 
 
 def test_a_request_without_speculation_gets_no_proposal_and_answers_others() -> None:

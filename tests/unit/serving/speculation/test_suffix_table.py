@@ -45,20 +45,9 @@ def test_spaces_do_not_see_each_other() -> None:
     assert latest(table, tokens, 9, 2) == [0] * len(ORDERS)
 
 
-def test_suffixes_longer_than_the_text_have_no_slot() -> None:
-    assert [order for order, _ in SuffixTable(ORDERS, 4).slots_of(array("q", [1, 2, 3]), 3, (0,))] == [2, 1]
-
-
 def test_the_longest_suffix_is_found_first_and_of_equal_ones_the_first_salts() -> None:
     table, text = SuffixTable(ORDERS, 1 << 12), array("q", range(5))
     for place, space in enumerate((3, 4), start=1):
         table.put(table.slots_of(text, 5, table.salts_of([space])), place)
     found = [(order, table.places[slot]) for order, slot in table.slots_of(text, 5, table.salts_of((4, 3)))]
     assert found == [(5, 2), (5, 1), (2, 2), (2, 1), (1, 2), (1, 1)]
-
-
-def test_few_suffixes_share_a_slot() -> None:
-    table, text = SuffixTable((2,), 1 << 16), array("q", range(20_000))
-    table.put_range(text, 1, len(text), (0,), 0)
-    kept = sum(latest(table, text, end, 0) == [end] for end in range(2, len(text)))
-    assert kept > 0.8 * len(text)  # 0.86 is expected of a random hash
