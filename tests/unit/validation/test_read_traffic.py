@@ -22,30 +22,15 @@ from aurora_store.errors import (
     ObjectRefused,
     ObjectTooLarge,
 )
+from tests.unit.training import tiny
 
 
 def trace(first: int, length: int = 6) -> RequestTrace:
-    """A trace without verify rounds, because the choice reads only the prompt."""
-    prompt = [first + i for i in range(length)]
-    none = torch.zeros(0, dtype=torch.int32)
-    return RequestTrace(
-        request=prompt_hash(prompt),
-        prompt_length=length,
-        hidden_start=0,
-        tokens=torch.tensor([*prompt, 7, 8], dtype=torch.int32),
-        hidden=torch.zeros(0, 12, dtype=torch.float16),
-        root=none,
-        node_count=none,
-        accepted=none,
-        version=none,
-        source=none,
-        node_token=none,
-        node_parent=torch.zeros(0, dtype=torch.int16),
-        node_accepted=torch.zeros(0, dtype=torch.bool),
-        top_ids=torch.zeros(0, 4, dtype=torch.int32),
-        top_logprobs=torch.zeros(0, 4, dtype=torch.float16),
-        uncaptured_mass=torch.zeros(0, dtype=torch.float16),
-    )
+    """A trace of a prompt that counts up from ``first``. The choice reads only its tokens."""
+    prompt = [*range(first, first + length)]
+    tokens = torch.tensor([*prompt, 7, 8], dtype=torch.int32)
+    plain = tiny.trace(0, prompt=length, answer=2)
+    return dataclasses.replace(plain, request=prompt_hash(prompt), tokens=tokens)
 
 
 class Shards:
@@ -123,7 +108,9 @@ DAMAGE: dict[str, bytes | Exception] = {
     "empty": b"",
     "no tensors": save({}),
     "a negative request": save(shard_tensors([dataclasses.replace(trace(0), request=-8)])),
-    "a token beyond the vocabulary": encode([dataclasses.replace(trace(0), request=8, tokens=torch.tensor([9, 1000]))]),
+    "a token beyond the vocabulary": encode(
+        [dataclasses.replace(trace(0), request=8, tokens=torch.tensor([9, 1000] * 4))]
+    ),
     "a prompt longer than its tokens": encode([dataclasses.replace(trace(0), request=8, prompt_length=99)]),
 }
 

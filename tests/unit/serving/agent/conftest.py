@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
+from aiohttp.test_utils import TestClient, TestServer
 
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.pod_registry import PodRegistry
@@ -27,6 +28,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[PodRig]:
         rig.start_engine("b1")
         rig.start_agent()
         assert await rig.pod.ready()
+        rig.http = await stack.enter_async_context(TestClient(TestServer(rig.application())))
         rig.engine.calls.clear()
         yield rig
 

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from aurora_protocol.agent_api import (
+    AgentState,
     Machine,
     MeasurementPhase,
     MeasurementRequest,
@@ -22,7 +24,9 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.lending import DRAIN_SECONDS, MeasurementLease
+from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -56,6 +60,7 @@ class Rig:
         self.drafts.make_current(first)
         self.engine.weights = first.weights.read_bytes()
         self.results: list[tuple[str, float | None]] = []
+        self.metrics = Metrics()
         self.swapper: Swapper
         self.client: SGLangClient
 
@@ -63,15 +68,21 @@ class Rig:
         return PodContext("pod-0", self.folder, self.client, self.drafts)
 
     def new_swapper(self) -> Swapper:
-        return Swapper(self.context(), on_finished=lambda result, pause: self.results.append((result, pause)))
+        return Swapper(self.context(), on_finished=self._note_result)
+
+    def _note_result(self, result: str, pause: float | None) -> None:
+        self.results.append((result, pause))
+        self.metrics.record_swap(result, pause)
 
     def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
-    def report_engine(self, boot: str) -> None:
-        """Report an engine start ready, as the launcher does."""
+    def report_engine(self, boot: str = "b1", *, ready: bool = True, held_version: int | None = None) -> None:
+        """Report an engine start, as the launcher does."""
         machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
-        state = EngineState(boot=boot, ready=True, started_at=datetime.now(UTC), machine=machine)
+        state = EngineState(
+            boot=boot, ready=ready, started_at=datetime.now(UTC), machine=machine, held_version=held_version
+        )
         write_atomically(self.folder.engine, state.to_json())
 
     async def swap(self, version: int, epoch: int = 2) -> None:
@@ -92,7 +103,9 @@ class PodRig(Rig):
 
     lease: MeasurementLease
     pod: PodObserver
+    uploader: Uploader
     http: TestClient  # type: ignore[type-arg]
+    mounted_token = TOKEN
     now = 0.0
 
     def start_engine(self, boot: str) -> None:
@@ -106,8 +119,21 @@ class PodRig(Rig):
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
         pod = self.context()
-        self.lease = MeasurementLease(pod, self.swapper, read_token=lambda: TOKEN, clock=lambda: self.now)
-        self.pod = PodObserver(pod, self.swapper, Uploader(self.folder.spool, self.registry), self.lease)
+        self.lease = MeasurementLease(pod, self.swapper, read_token=lambda: self.mounted_token, clock=lambda: self.now)
+        self.uploader = Uploader(self.folder.spool, self.registry)
+        self.pod = PodObserver(pod, self.swapper, self.uploader, self.lease)
+
+    def application(self) -> web.Application:
+        """The HTTP API of the agent that runs now."""
+        return application(self.pod, self.swapper, self.lease, self.metrics, lambda: self.mounted_token)
+
+    async def state(self) -> AgentState:
+        """The answer of the HTTP API."""
+        answer = await self.http.get("/v1/state", headers=AUTH)
+        return AgentState.from_json(await answer.read())
+
+    async def metrics_text(self) -> str:
+        return await (await self.http.get("/metrics")).text()
 
     async def request_lease(
         self, lease_seconds: int = 60, *, begin: bool = False, measurement: str = JOB, epoch: int = 2

@@ -7,73 +7,22 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from aiohttp import ClientSession
-from aiohttp.test_utils import TestClient, TestServer
 
 from aurora_protocol.agent_api import AgentState, LiveCounters, MeasurementRequest, Refusal, SavedTime, TraceBudget
-from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.serving.agent.http_api import application
-from aurora_runtime.serving.agent.lending import MeasurementLease
-from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_observer import PodObserver
-from aurora_runtime.serving.agent.swapper import Swapper
-from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import (
     CaptureState,
-    EngineState,
     SourceCounters,
     SpeculationState,
     write_atomically,
 )
 from tests.unit.fakes import KEY
-from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, Rig
+from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, PodRig
 from tests.unit.serving.agent.test_uploader import shard
 
 
-class AgentRig(Rig):
-    client: SGLangClient
-    http: TestClient  # type: ignore[type-arg]
-    metrics: Metrics
-    lease: MeasurementLease
-    uploader: Uploader
-    observer: PodObserver
-    mounted_token = TOKEN
-
-    def engine_is(self, *, ready: bool, boot: str = "b1", held_version: int | None = None) -> None:
-        state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC), held_version=held_version)
-        write_atomically(self.folder.engine, state.to_json())
-
-    async def state(self) -> AgentState:
-        answer = await self.http.get("/v1/state", headers=AUTH)
-        return AgentState.from_json(await answer.read())
-
-
-@pytest_asyncio.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
-    rig = AgentRig(tmp_path)
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(rig.engine.running())
-        rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
-        rig.metrics = Metrics()
-        pod = rig.context()
-        rig.swapper = Swapper(pod, on_finished=rig.metrics.record_swap)
-        rig.uploader = Uploader(rig.folder.spool, rig.registry)
-        rig.lease = MeasurementLease(pod, rig.swapper, read_token=lambda: rig.mounted_token)
-        rig.observer = PodObserver(pod, rig.swapper, rig.uploader, rig.lease)
-        app = application(rig.observer, rig.swapper, rig.lease, rig.metrics, lambda: rig.mounted_token)
-        rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
-        yield rig
-
-
-async def test_only_metrics_need_no_token(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_only_metrics_need_no_token(rig: PodRig) -> None:
     assert (await rig.http.get("/metrics")).status == 200
     swap = rig.swap_request(1, 2).to_json()
     for headers in (
@@ -88,16 +37,15 @@ async def test_only_metrics_need_no_token(rig: AgentRig) -> None:
     assert rig.engine.calls.count("pause_generation") == 0
 
 
-async def test_an_engine_that_is_held_says_so_until_it_holds_another_draft(rig: AgentRig) -> None:
-    rig.engine_is(ready=True, held_version=0)
+async def test_an_engine_that_is_held_says_so_until_it_holds_another_draft(rig: PodRig) -> None:
+    rig.report_engine(ready=True, held_version=0)
     assert (await rig.state()).speculation_off == "the engine crashed twice within ten minutes with this draft"
     await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)
     await rig.swapper.wait()
     assert (await rig.state()).speculation_off == ""
 
 
-async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_a_swap_is_requested_and_reported_over_http(rig: PodRig) -> None:
     answer = await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)
     assert answer.status == 202
     await rig.swapper.wait()
@@ -111,7 +59,7 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     assert refusal.epoch == 2
     assert "older" in refusal.reason
     assert (await rig.http.put("/v1/draft", data=b'{"version": 1}', headers=AUTH)).status == 400
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     assert "aurora_agent_draft_version 1.0" in text
     assert 'aurora_agent_swaps_total{result="success"} 1.0' in text
     assert "aurora_agent_swap_pause_seconds_count 1.0" in text
@@ -119,8 +67,7 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     assert TOKEN not in text
 
 
-async def test_a_trace_budget_is_kept_for_the_engine(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_a_trace_budget_is_kept_for_the_engine(rig: PodRig) -> None:
     assert (await rig.state()).trace_budget == TraceBudget(tokens_per_minute=0)
     budget = TraceBudget(tokens_per_minute=700)
     answer = await rig.http.put("/v1/trace-budget", data=budget.to_json(), headers=AUTH)
@@ -133,20 +80,20 @@ async def test_a_trace_budget_is_kept_for_the_engine(rig: AgentRig) -> None:
     assert (await rig.http.put("/v1/trace-budget", data=budget.to_json())).status == 401
 
 
-async def test_swaps_and_losses_are_counted_from_zero(rig: AgentRig) -> None:
+async def test_swaps_and_losses_are_counted_from_zero(rig: PodRig) -> None:
     """PromQL's ``increase`` does not see the value with which a series begins."""
-    rig.engine_is(ready=True)
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     for series in ('swaps_total{result="success"}', 'swaps_total{result="failure"}', 'losses_total{reason="spool"}'):
         assert f"aurora_agent_{series} 0.0" in text
 
 
-async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) -> None:
+async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: PodRig) -> None:
+    rig.folder.engine.unlink()
     assert not (await rig.state()).engine_ready
-    rig.engine_is(ready=False)
+    rig.report_engine(ready=False)
     assert not (await rig.state()).engine_ready
     assert (await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)).status == 503
-    rig.engine_is(ready=True)
+    rig.report_engine(ready=True)
     assert (await rig.state()).engine_ready
     rig.engine.paused = True
     assert not (await rig.state()).engine_ready, "a pause that is not ours"
@@ -154,42 +101,40 @@ async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) ->
     assert (await rig.state()).engine_ready, "our own pause is short"
 
 
-async def test_a_pause_that_a_dead_agent_left_ends_without_a_probe_or_an_operator(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_a_pause_that_a_dead_agent_left_ends_without_a_probe_or_an_operator(rig: PodRig) -> None:
     rig.engine.paused = True
+    rig.start_agent()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(rig.observer.run(), 0.5)
+        await asyncio.wait_for(rig.pod.run(), 0.5)
     assert not rig.engine.paused
 
 
-async def test_a_new_start_of_the_engine_is_recovered(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_a_new_start_of_the_engine_is_recovered(rig: PodRig) -> None:
     first = await rig.state()
     rig.engine.weights = b"another engine"
     rig.engine.paused = True
-    rig.engine_is(ready=True, boot="b2")
+    rig.report_engine(ready=True, boot="b2")
     second = await rig.state()
     assert second.boot == "b2"
     assert second.checksum != first.checksum, "a checksum is not remembered across engines"
     assert not rig.engine.paused
 
 
-async def test_the_engine_computes_its_checksum_once(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_the_engine_computes_its_checksum_once(rig: PodRig) -> None:
+    rig.report_engine("b2")
     for _ in range(5):
         await rig.state()
     assert rig.engine.calls.count("weights_checker") == 1
 
 
-async def test_an_engine_that_does_not_answer_is_not_ready(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_an_engine_that_does_not_answer_is_not_ready(rig: PodRig) -> None:
     await rig.state()
     rig.engine.version = "default"
     state = await rig.state()
     assert (state.version, state.engine_ready) == (None, False)
 
 
-async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
+async def test_capture_counters_come_from_the_plugin(rig: PodRig) -> None:
     counters = CaptureState(
         boot="b1",
         ok=True,
@@ -204,7 +149,7 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
     capture = (await rig.state()).capture
     assert (capture.captured_records, capture.dropped_records) == (9, 3)
     rig.uploader.counters.losses["damaged"] += 1
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     for reason, count in (("queue", 2), ("damaged", 1)):
         assert f'aurora_agent_losses_total{{reason="{reason}"}} {count}.0' in text
     assert (capture.answer_tokens, capture.shards_dropped) == (7, 4)
@@ -223,13 +168,12 @@ def report(boot: str = "b1", **fields: object) -> SpeculationState:
 
 
 @pytest.mark.parametrize(("boot", "requests"), [("b1", 3), ("b0", 0)])
-async def test_ended_requests_are_those_of_this_engine_start(rig: AgentRig, boot: str, requests: int) -> None:
-    rig.engine_is(ready=True)
+async def test_ended_requests_are_those_of_this_engine_start(rig: PodRig, boot: str, requests: int) -> None:
     live = LiveCounters(requests=3, tokens=30, rounds=15, tokens_squared=350, tokens_by_rounds=170, rounds_squared=80)
     state = CaptureState(boot=boot, ok=True, live=live)
     write_atomically(rig.folder.capture, state.to_json())
     assert (await rig.state()).live == (live if requests else LiveCounters())
-    assert f"aurora_agent_requests_total {requests}.0" in await (await rig.http.get("/metrics")).text()
+    assert f"aurora_agent_requests_total {requests}.0" in await rig.metrics_text()
 
 
 @pytest.mark.parametrize(
@@ -240,21 +184,19 @@ async def test_ended_requests_are_those_of_this_engine_start(rig: AgentRig, boot
         pytest.param(b"{", id="damaged"),
     ],
 )
-async def test_without_a_controller_nothing_is_estimated(rig: AgentRig, file: bytes) -> None:
-    rig.engine_is(ready=True)
+async def test_without_a_controller_nothing_is_estimated(rig: PodRig, file: bytes) -> None:
     plain = await rig.state()
     assert (plain.speedup_estimate, plain.saved_time) == (None, None)
     write_atomically(rig.folder.speculation, file)
     assert await rig.state() == plain
-    assert "aurora_agent_decode_rounds" not in await (await rig.http.get("/metrics")).text()
+    assert "aurora_agent_decode_rounds" not in await rig.metrics_text()
 
 
-async def test_estimates_rounds_by_arm_and_tokens_by_source_are_shown(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
+async def test_estimates_rounds_by_arm_and_tokens_by_source_are_shown(rig: PodRig) -> None:
     write_atomically(rig.folder.speculation, report().to_json())
     state = await rig.state()
     assert (state.speedup_estimate, state.saved_time) == (1.4, SavedTime(share=0.2, observed_seconds=60))
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     for line in (
         'aurora_agent_decode_rounds_total{arm="off"} 90.0',
         'aurora_agent_decode_rounds_total{arm="draft-3"} 10.0',
@@ -266,32 +208,31 @@ async def test_estimates_rounds_by_arm_and_tokens_by_source_are_shown(rig: Agent
         assert line in text.splitlines()
 
 
-async def test_counters_of_the_engine_are_absent_while_it_serves_nobody(rig: AgentRig) -> None:
-    rig.engine_is(ready=True)
-    assert "aurora_agent_answer_tokens_total" in await (await rig.http.get("/metrics")).text()
-    rig.engine_is(ready=False)
-    text = await (await rig.http.get("/metrics")).text()
+async def test_counters_of_the_engine_are_absent_while_it_serves_nobody(rig: PodRig) -> None:
+    assert "aurora_agent_answer_tokens_total" in await rig.metrics_text()
+    rig.report_engine(ready=False)
+    text = await rig.metrics_text()
     assert "aurora_agent_engine_ready 0.0" in text
     assert "aurora_agent_answer_tokens_total" not in text, "0 would look like a restart, and then like new traffic"
 
 
-async def test_the_metrics_show_what_waits_in_the_spool_and_what_left_it(rig: AgentRig) -> None:
+async def test_the_metrics_show_what_waits_in_the_spool_and_what_left_it(rig: PodRig) -> None:
     for seq, age in ((0, 90), (1, 30)):
         written = shard(rig.folder.spool, seq).with_suffix(".json")
         os.utime(written, (time.time() - age, time.time() - age))
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     assert "aurora_agent_spool_bytes 8.0" in text
     (oldest,) = re.findall(r"^aurora_agent_spool_oldest_shard_seconds (\S+)", text, re.MULTILINE)
     assert 90 <= float(oldest) < 120
     (free,) = re.findall(r"^aurora_agent_spool_free_bytes (\S+)", text, re.MULTILINE)
     assert float(free) > 0
     rig.uploader.upload_spool()
-    text = await (await rig.http.get("/metrics")).text()
+    text = await rig.metrics_text()
     assert "aurora_agent_spool_oldest_shard_seconds 0.0" in text
     assert "aurora_agent_uploaded_bytes_total 8.0" in text
 
 
-async def test_a_token_that_the_kubelet_replaced_is_accepted_without_a_restart(rig: AgentRig) -> None:
+async def test_a_token_that_the_kubelet_replaced_is_accepted_without_a_restart(rig: PodRig) -> None:
     """The operator makes its Secret anew after somebody deleted it. An agent with the former token obeys nobody."""
     status = [await _status(rig, TOKEN)]
     rig.mounted_token = "the-next-token"  # noqa: S105 - a test's
@@ -301,16 +242,15 @@ async def test_a_token_that_the_kubelet_replaced_is_accepted_without_a_restart(r
     assert await _status(rig, "") == 401, "an empty file allows nobody"
 
 
-async def _status(rig: AgentRig, token: str) -> int:
+async def _status(rig: PodRig, token: str) -> int:
     return (await rig.http.get("/v1/state", headers={"Authorization": f"Bearer {token}"})).status
 
 
 @pytest.mark.parametrize("order", ["draft", "measurement"])
 async def test_questions_are_answered_while_an_order_is_written_to_a_busy_disk(
-    rig: AgentRig, monkeypatch: pytest.MonkeyPatch, order: str
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     """Nothing follows from the order before it is on the disk."""
-    rig.engine_is(ready=True)
     assert (await rig.state()).engine_ready
     disk = BusyDisk(monkeypatch)
     body = {

@@ -108,18 +108,6 @@ def test_a_pod_that_has_a_draft_starts_despite_an_invalid_record(
     assert stage(started, registry) == 0
 
 
-def test_a_lineage_that_is_damaged_on_the_disk_is_written_again(registry: PodRegistry, started: PodFolder) -> None:
-    started.lineage.write_text("")
-    assert stage(started, registry) == 0
-    assert started.lineage.read_bytes() == lineage_bytes(registry)
-
-
-def lineage_bytes(registry: PodRegistry) -> bytes:
-    stored = registry.lineage()
-    assert stored is not None
-    return stored.to_json()
-
-
 def test_a_draft_that_no_engine_may_load_is_looked_at_once_and_left(
     registry: PodRegistry, started: PodFolder, tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from aurora_protocol.agent_api import (
     AgentState,
@@ -17,7 +16,6 @@ from aurora_protocol.agent_api import (
     measurement_pass,
 )
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.lending import MAX_RESTORE_ATTEMPTS
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.pod_files import Withdrawal
@@ -198,30 +196,29 @@ async def test_a_pod_whose_engine_is_not_up_or_holds_another_draft_is_not_withdr
 
 
 async def test_the_measurement_api_over_http(rig: PodRig) -> None:
-    app = application(rig.pod, rig.swapper, rig.lease, Metrics(), lambda: TOKEN)
     order = MeasurementRequest(measurement=JOB, epoch=2, lease_seconds=60, begin=True).to_json()
     trial = TrialRequest(measurement=JOB, version=1, digest=rig.digests[1]).to_json()
-    async with TestClient(TestServer(app)) as http:
-        for path, body in (("/v1/measurement", order), ("/v1/measurement/trial", trial)):
-            assert (await http.put(path, data=body)).status == 401
-            assert (await http.put(path, data=b'{"x": 1}', headers=AUTH)).status == 400
-        assert (await http.put("/v1/measurement/trial", data=trial, headers=AUTH)).status == 409
-        answer = await http.put("/v1/measurement", data=order, headers=AUTH)
-        assert answer.status == 202
-        state = AgentState.from_json(await answer.read())
-        assert state.measurement is not None
-        assert (state.engine_ready, state.boot, state.version) == (False, "", None)
-        assert (await http.put("/v1/measurement/trial", data=trial, headers=AUTH)).status == 202
-        assert (await http.put("/v1/draft", data=rig.swap_request(1, 9).to_json(), headers=AUTH)).status == 503
-        await rig.drain()
-        answer = await http.put("/v1/measurement/trial", data=trial, headers=AUTH)
-        assert answer.status == 200
-        measured = AgentState.from_json(await answer.read()).measurement
-        assert measured is not None
-        assert measured.phase is MeasurementPhase.MEASURING
-        assert measured.machine is not None
-        assert measured.machine.hardware == "two cores"
-        assert measured.boot == "b1"
+    http = rig.http
+    for path, body in (("/v1/measurement", order), ("/v1/measurement/trial", trial)):
+        assert (await http.put(path, data=body)).status == 401
+        assert (await http.put(path, data=b'{"x": 1}', headers=AUTH)).status == 400
+    assert (await http.put("/v1/measurement/trial", data=trial, headers=AUTH)).status == 409
+    answer = await http.put("/v1/measurement", data=order, headers=AUTH)
+    assert answer.status == 202
+    state = AgentState.from_json(await answer.read())
+    assert state.measurement is not None
+    assert (state.engine_ready, state.boot, state.version) == (False, "", None)
+    assert (await http.put("/v1/measurement/trial", data=trial, headers=AUTH)).status == 202
+    assert (await http.put("/v1/draft", data=rig.swap_request(1, 9).to_json(), headers=AUTH)).status == 503
+    await rig.drain()
+    answer = await http.put("/v1/measurement/trial", data=trial, headers=AUTH)
+    assert answer.status == 200
+    measured = AgentState.from_json(await answer.read()).measurement
+    assert measured is not None
+    assert measured.phase is MeasurementPhase.MEASURING
+    assert measured.machine is not None
+    assert measured.machine.hardware == "two cores"
+    assert measured.boot == "b1"
 
 
 @pytest.mark.parametrize("deaf", [False, True])

@@ -11,8 +11,6 @@ import pytest
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_runtime.engine.draft_swap import DraftFile
 from aurora_runtime.errors import EngineFault, SwapRefused
-from aurora_runtime.serving.agent.draft_cache import StagedDraft
-from aurora_store.errors import ObjectMissing
 from tests.unit.fakes import FakeEngine, draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import PodRig, SlowStore
 
@@ -68,18 +66,6 @@ async def test_a_swap_that_fails_because_the_engine_ended_is_transient(rig: PodR
     assert current.version == 0, "the next engine starts with the draft that passed its gate"
 
 
-async def test_a_swap_that_fails_because_of_the_previous_draft_is_transient(
-    rig: PodRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(version: int) -> StagedDraft:
-        raise ObjectMissing(f"checkpoint {version}")
-
-    monkeypatch.setattr(rig.drafts, "find_or_stage", gone)
-    await rig.swap(1)
-    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
-    assert rig.serves(0)
-
-
 async def test_a_draft_that_is_refused_never_touches_the_engine(rig: PodRig, tmp_path: Path) -> None:
     bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     await rig.swapper.request(SwapRequest(version=7, digest=bad.digest, epoch=2))
@@ -109,18 +95,23 @@ async def test_a_request_for_the_served_draft_changes_nothing(rig: PodRig) -> No
     assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.IDLE, 4)
 
 
-async def test_the_state_names_the_epoch_of_the_order_in_every_phase_of_its_swap(
+async def test_a_repeated_order_of_a_higher_epoch_moves_the_fence_and_the_state_names_it(
     rig: PodRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator tells by the epoch whether a failure belongs to its present roll. The pod's clock may be wrong."""
+    """A new leader repeats the order of the running swap. An order that the former leader sent before must not win.
+    The operator tells by the epoch whether a failure belongs to its present roll. The pod's clock may be wrong."""
     store = SlowStore(rig, monkeypatch)
     await rig.swapper.request(rig.swap_request(1, 2))
     await store.wait_until_begun()
     assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.STAGING, 2)
     await rig.swapper.request(rig.swap_request(1, 4))
+    with pytest.raises(SwapRefused, match="older than epoch 4"):
+        await rig.swapper.request(rig.swap_request(2, 3))
     store.released.set()
     await asyncio.wait_for(rig.swapper.wait(), 10)
     assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.IDLE, 4)
+    assert rig.serves(1)
+    assert rig.engine.calls.count("pause_generation") == 1
     rig.engine.faults = dict.fromkeys(FakeEngine.ADMIN_ROUTES, "gone")
     rig.engine.faults_persist = True
     await rig.swap(2, epoch=5)
@@ -174,20 +165,6 @@ async def test_only_one_swap_runs_at_a_time(rig: PodRig) -> None:
     with pytest.raises(SwapRefused):
         await rig.swapper.request(rig.swap_request(2, 2))
     await rig.swapper.wait()
-    assert rig.serves(1)
-    assert rig.engine.calls.count("pause_generation") == 1
-
-
-async def test_a_repeated_order_of_a_higher_epoch_moves_the_fence(rig: PodRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new leader repeats the order of the running swap. An order that the former leader sent before must not win."""
-    store = SlowStore(rig, monkeypatch)
-    await rig.swapper.request(rig.swap_request(1, 2))
-    await store.wait_until_begun()
-    await rig.swapper.request(rig.swap_request(1, 4))
-    with pytest.raises(SwapRefused, match="older than epoch 4"):
-        await rig.swapper.request(rig.swap_request(2, 3))
-    store.released.set()
-    await asyncio.wait_for(rig.swapper.wait(), 10)
     assert rig.serves(1)
     assert rig.engine.calls.count("pause_generation") == 1
 
