@@ -120,6 +120,14 @@ def capture_probe(hooks: CaptureHooks) -> None:
     logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [commit(1, 5)])
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[CaptureHooks, Recorder]:
+    """Hooks that capture every request, because the launcher's probe was captured."""
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    return hooks, recorder
+
+
 def test_before_the_probe_only_the_probe_is_captured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hooks, recorder = make(monkeypatch, tmp_path, budget=0)
     result, verify_input, logits = verify(1)
@@ -131,12 +139,11 @@ def test_before_the_probe_only_the_probe_is_captured(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("replayed", [False, True])
 def test_a_verify_batch_becomes_one_round_per_request(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, replayed: bool
+    monkeypatch: pytest.MonkeyPatch, traced: tuple[CaptureHooks, Recorder], *, replayed: bool
 ) -> None:
     """`replayed` stands for a GPU, where the next batch overwrites logits and hidden states."""
     monkeypatch.setattr(VerifyTensors, "outlives_the_batch", not replayed)
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+    hooks, recorder = traced
     batch = batch_of(request("a"), request("HEALTH_CHECK_1"), request("c", finished=True))
     result, verify_input, logits = verify(3)
     expected = torch.log_softmax(logits.next_token_logits, -1).topk(3)
@@ -175,9 +182,8 @@ def captured_rounds(hooks: CaptureHooks, recorder: Recorder, verified: tuple[Any
     return [event for event in recorder.batches[-1] if isinstance(event, VerifyRound)]
 
 
-def test_a_round_names_the_source_that_the_controller_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+def test_a_round_names_the_source_that_the_controller_chose(traced: tuple[CaptureHooks, Recorder]) -> None:
+    hooks, recorder = traced
     chosen = (Proposer.DRAFT, Proposer.NONE, Proposer.LOOKUP)
     rounds = captured_rounds(hooks, recorder, verify(3, aurora_sources=chosen))
     assert [event.source for event in rounds] == [ProposalSource.DRAFT, ProposalSource.NONE, ProposalSource.LOOKUP]
@@ -185,10 +191,9 @@ def test_a_round_names_the_source_that_the_controller_chose(monkeypatch: pytest.
 
 @pytest.mark.parametrize("on_input", [{}, {"aurora_sources": (Proposer.NONE, Proposer.NONE)}])
 def test_a_round_of_width_1_has_one_node_and_no_proposals(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_input: dict[str, Any]
+    traced: tuple[CaptureHooks, Recorder], on_input: dict[str, Any]
 ) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+    hooks, recorder = traced
     rounds = captured_rounds(hooks, recorder, verify(2, nodes=1, depth=1, **on_input))
     assert [(event.source, event.draft_tokens.tolist(), event.path.tolist()) for event in rounds] == [
         (ProposalSource.NONE, [0], [0]),
@@ -198,12 +203,13 @@ def test_a_round_of_width_1_has_one_node_and_no_proposals(
     assert recorder.errors == 0
 
 
-def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_states_too_far_before_the_answer_stay_in_the_engine(
+    monkeypatch: pytest.MonkeyPatch, traced: tuple[CaptureHooks, Recorder]
+) -> None:
     """Three chunks of a long prompt: the first is left out whole, the second in part."""
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ATTENDED_POSITIONS", 6)
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+    hooks, recorder = traced
     long = request("long")
     long.origin_input_ids = list(range(16))
     kept: list[tuple[int, list[float]] | None] = []
@@ -232,11 +238,8 @@ def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("broken", ["result", "verify_input", "logits"])
-def test_a_hook_that_fails_loses_one_batch_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
-) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+def test_a_hook_that_fails_loses_one_batch_and_nothing_else(traced: tuple[CaptureHooks, Recorder], broken: str) -> None:
+    hooks, recorder = traced
     result, verify_input, logits = verify(1)
     arguments = {"result": result, "verify_input": verify_input, "logits": logits} | {broken: object()}
     hooks.after_sample(arguments["result"], arguments["verify_input"], batch_of(request("a")), arguments["logits"])
@@ -245,11 +248,8 @@ def test_a_hook_that_fails_loses_one_batch_and_nothing_else(
     assert (done, recorder.errors) == ("done", 3)
 
 
-def test_a_batch_that_changed_before_its_commit_is_not_captured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+def test_a_batch_that_changed_before_its_commit_is_not_captured(traced: tuple[CaptureHooks, Recorder]) -> None:
+    hooks, recorder = traced
     result, verify_input, logits = verify(1)
     hooks.after_sample(result, verify_input, batch_of(request("a")), logits)
     logits.auxiliary_device_output.copy_to_host(lambda t: t).consume(batch_of(request("b")), [commit(1, 5)])
@@ -266,9 +266,8 @@ def test_other_ranks_and_idle_batches_do_nothing(monkeypatch: pytest.MonkeyPatch
     assert (logits.auxiliary_device_output, recorder.started) == (None, False)
 
 
-def test_requests_without_token_ids_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hooks, _ = make(monkeypatch, tmp_path)
-    capture_probe(hooks)
+def test_requests_without_token_ids_are_left_out(traced: tuple[CaptureHooks, Recorder]) -> None:
+    hooks, _ = traced
     picture = request("picture")
     picture.multimodal_inputs = object()
     result, verify_input, logits = verify(1)

@@ -40,6 +40,36 @@ def links(parents: list[int]) -> tuple[list[int], list[int]]:
     return first, sibling
 
 
+def verify_round(
+    rid: str,
+    nodes: list[int],
+    parents: list[int],
+    path: list[int],
+    hidden: Tensor,
+    commit: Commit,
+    *,
+    source: ProposalSource = ProposalSource.NONE,
+    finished: bool,
+) -> VerifyRound:
+    """A round over a tree of tokens, of which the target accepts ``path``."""
+    first, sibling = links(parents)
+    return VerifyRound(
+        rid=rid,
+        version=3,
+        source=source,
+        draft_tokens=np.array(nodes),
+        next_token=np.array(first),
+        next_sibling=np.array(sibling),
+        path=np.array(path),
+        hidden=hidden,
+        top_ids=np.tile(np.arange(TOP_TOKENS, dtype=np.int32), (len(nodes), 1)),
+        top_logprobs=np.full((len(nodes), TOP_TOKENS), -1.0, np.float16),
+        uncaptured_mass=np.zeros(len(nodes), np.float16),
+        commit=commit,
+        finished=finished,
+    )
+
+
 @dataclass
 class Simulated:
     """One request as the engine would serve it: its records in order, and the client's tokens."""
@@ -95,29 +125,14 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
         committed = answer[done : done + accepted + 1]
         drafted = [*answer[done : done + visible], *([VOCAB] * (accepted - visible))]
         tokens, parents, path = tree(draw, full[root], drafted)
-        first, sibling = links(parents)
         done += len(committed)
         # A round of width 1 has no proposals. In a wider one, a request without a source has padding.
         sources.append(draw(st.sampled_from(ProposalSource)) if len(tokens) > 1 else ProposalSource.NONE)
-        beyond = [[0.0, 0.0]] * (accepted - visible)
-        known = states(full, root, root + visible + 1)
-        events.append(
-            VerifyRound(
-                rid=rid,
-                version=3,
-                source=sources[-1],
-                draft_tokens=np.array(tokens),
-                next_token=np.array(first),
-                next_sibling=np.array(sibling),
-                path=np.array(path),
-                hidden=torch.cat([known, torch.tensor(beyond, dtype=torch.bfloat16).reshape(-1, 2)]),
-                top_ids=np.tile(np.arange(TOP_TOKENS, dtype=np.int32), (len(tokens), 1)),
-                top_logprobs=np.full((len(tokens), TOP_TOKENS), -1.0, np.float16),
-                uncaptured_mass=np.zeros(len(tokens), np.float16),
-                commit=Commit(done - len(committed), tuple(committed)),
-                finished=done == len(answer),
-            )
-        )
+        beyond = torch.tensor([[0.0, 0.0]] * (accepted - visible), dtype=torch.bfloat16).reshape(-1, 2)
+        hidden = torch.cat([states(full, root, root + visible + 1), beyond])
+        commit = Commit(done - len(committed), tuple(committed))
+        finished = done == len(answer)
+        events.append(verify_round(rid, tokens, parents, path, hidden, commit, source=sources[-1], finished=finished))
         paths.append((root, visible))
         all_parents += parents
     return Simulated(events, prompt, answer, cached, paths, all_parents, sources)
@@ -214,24 +229,8 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
     ]
     for i in range(1, answer):
         root = prompt + i - 1
-        node = np.array([tokens[root]])
-        events.append(
-            VerifyRound(
-                rid=rid,
-                version=0,
-                source=ProposalSource.NONE,
-                draft_tokens=node,
-                next_token=np.array([-1]),
-                next_sibling=np.array([-1]),
-                path=np.array([0]),
-                hidden=states(tokens, root, root + 1),
-                top_ids=np.zeros((1, TOP_TOKENS), np.int32),
-                top_logprobs=np.zeros((1, TOP_TOKENS), np.float16),
-                uncaptured_mass=np.zeros(1, np.float16),
-                commit=Commit(i, (tokens[root + 1],)),
-                finished=i == answer - 1,
-            )
-        )
+        hidden, commit = states(tokens, root, root + 1), Commit(i, (tokens[root + 1],))
+        events.append(verify_round(rid, [tokens[root]], [-1], [0], hidden, commit, finished=i == answer - 1))
     return events
 
 
@@ -239,22 +238,8 @@ def drafted_request(rid: str, source: ProposalSource) -> list[PromptChunk | Veri
     """A prompt of 3 tokens, and one round in which ``source`` proposes 2 tokens, of which the target accepts 1."""
     tokens = list(range(6))
     prompt = PromptChunk(rid, tokens[:3], 0, states(tokens, 0, 3), Commit(0, (3,)), finished=False)
-    verified = VerifyRound(
-        rid=rid,
-        version=0,
-        source=source,
-        draft_tokens=np.array([3, 4, 9]),
-        next_token=np.array([1, 2, -1]),
-        next_sibling=np.full(3, -1),
-        path=np.array([0, 1]),
-        hidden=states(tokens, 3, 5),
-        top_ids=np.zeros((3, TOP_TOKENS), np.int32),
-        top_logprobs=np.zeros((3, TOP_TOKENS), np.float16),
-        uncaptured_mass=np.zeros(3, np.float16),
-        commit=Commit(1, (4, 5)),
-        finished=True,
-    )
-    return [prompt, verified]
+    hidden, commit = states(tokens, 3, 5), Commit(1, (4, 5))
+    return [prompt, verify_round(rid, [3, 4, 9], [-1, 0, 1], [0, 1], hidden, commit, source=source, finished=True)]
 
 
 def test_a_long_request_is_cut_and_its_further_records_are_ignored() -> None:
