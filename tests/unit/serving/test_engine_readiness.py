@@ -68,12 +68,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[tuple[Engine, int]]:
         yield engine, server.port
 
 
-async def check(
-    path: Path,
-    port: int,
-    process: subprocess.Popen[bytes],
-    draft: DraftSpec = FIXED,
-) -> None:
+async def check(path: Path, port: int, process: subprocess.Popen[bytes], draft: DraftSpec = FIXED) -> None:
     await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, draft=draft), process).run)
 
 
@@ -82,26 +77,25 @@ def write_speculation(path: Path, **fields: Any) -> None:
     write_atomically(PodFolder(path).speculation, state.to_json())
 
 
-async def test_a_captured_probe_makes_the_engine_ready(
+async def test_an_engine_is_ready_once_it_captured_a_probe_and_the_controller_of_this_start_has_reported(
     engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
-    await check(tmp_path, engine[1], process)
-    (request,) = engine[0].requests
-    assert request["rid"].startswith(PROBE_PREFIX)
+    write_speculation(tmp_path, boot="the start before")
+    with pytest.raises(EngineFault):
+        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
+    write_speculation(tmp_path, boot="b1")
+    await check(tmp_path, engine[1], process, draft=ADAPTIVE)
+    assert all(request["rid"].startswith(PROBE_PREFIX) for request in engine[0].requests)
 
 
-async def test_an_engine_that_shows_its_key_is_not_ready(
+async def test_an_engine_that_shows_its_key_or_does_not_capture_is_not_ready(
     engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
     engine[0].server_info = f'{{"admin_api_key": "{ADMIN_KEY}"}}'
     with pytest.raises(EngineFault) as shown:
         await check(tmp_path, engine[1], process)
     assert ADMIN_KEY not in str(shown.value)
-
-
-async def test_a_refusal_of_the_capture_plugin_is_named(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
+    engine[0].server_info = "{}"
     engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang")
     with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
         await check(tmp_path, engine[1], process)
@@ -114,16 +108,6 @@ async def test_an_engine_whose_controller_refused_is_not_ready(
     with pytest.raises(EngineFault, match=r"controller refused: --enable-mixed-chunk.*serving\.extraArgs"):
         await check(tmp_path, engine[1], process, draft=ADAPTIVE)
     await check(tmp_path, engine[1], process)  # a fixed shape needs no controller
-
-
-async def test_an_engine_is_ready_once_the_controller_of_this_start_has_reported(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
-    write_speculation(tmp_path, boot="the start before")
-    with pytest.raises(EngineFault):
-        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
-    write_speculation(tmp_path, boot="b1")
-    await check(tmp_path, engine[1], process, draft=ADAPTIVE)
 
 
 def test_an_engine_that_ends_before_it_is_ready_is_reported(tmp_path: Path) -> None:

@@ -48,13 +48,6 @@ def test_a_fixed_shape_starts_without_the_controller(tmp_path: Path) -> None:
     assert SPECULATION_VARIABLE not in made.environment()
 
 
-def test_the_limits_of_capture_reach_the_plugin(tmp_path: Path) -> None:
-    made = start(tmp_path, Shape.FIXED)
-    defaults = CaptureSettings.from_json(made.environment()[CAPTURE_VARIABLE])
-    assert (defaults.max_queued_bytes, defaults.max_open_bytes) == (512 << 20, 2 << 30)
-    assert defaults.max_spool_bytes == 4 << 30
-
-
 def test_the_command_line_follows_the_spec() -> None:
     arguments = engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=30000)
     for flag, value in {

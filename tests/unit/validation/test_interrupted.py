@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -81,22 +80,9 @@ def test_a_validator_that_could_not_measure_has_failed(message: Path, monkeypatc
     assert message.read_text() == "3 of 8 prompts"
 
 
-def test_a_validator_without_its_key_measures_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings: dict[str, object] = {
-        "namespace": "n",
-        "name": "s",
-        "target": {"model": "m"},
-        "draft": {},
-        "validation": {},
-        "store": {"bucket": "b", "root": "aurora/n/s", "owner": "1a2b3c4d", "endpoint": "http://127.0.0.1:1"},
-    }
-    settings |= {"candidate": 1, "active": 0, "attempt": 1}
-    monkeypatch.setenv("AURORA_SETTINGS", json.dumps(settings))
-    with pytest.raises(SystemExit):
-        main.main(["--signing", str(tmp_path)])
-    assert "has no evidence-key" in caplog.text
+def test_a_validator_without_its_key_measures_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="has no evidence-key"):
+        main._open_registry(cast(ValidationSettings, None), tmp_path)
 
 
 STORE_CALLS = 3

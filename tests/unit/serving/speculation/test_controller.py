@@ -44,10 +44,6 @@ def play(c: Controller, outlook: RequestOutlook, rounds: int, lookup: int = 0, d
     return decisions
 
 
-def test_the_first_round_of_a_fresh_pod_is_off() -> None:
-    assert Controller(ARMS).choose([NO_MATCH]) == plain_decision(1)
-
-
 def test_a_draft_that_is_always_right_comes_into_use_with_all_its_steps() -> None:
     c = Controller(ARMS)
     last = play(c, NO_MATCH, 500, draft=5)[-100:]
@@ -101,12 +97,6 @@ def test_a_draft_without_an_accepted_token_is_never_chosen_although_off_seems_de
     assert drafting
 
 
-def test_a_lookup_that_is_always_right_is_preferred_to_an_equal_draft() -> None:
-    last = play(Controller(ARMS), MATCH, 400, lookup=7, draft=5)[-50:]
-    assert sum(d.sources[0] is Source.LOOKUP for d in last) > 40
-    assert sum(d.arm.drafts for d in last) <= 5
-
-
 def test_a_request_that_the_draft_cannot_serve_gets_no_chain() -> None:
     c = Controller(ARMS)
     play(c, NO_MATCH, 500, draft=5)
@@ -126,14 +116,6 @@ def test_no_round_drafts_while_no_request_can(before: int, match: int, lookup: i
     c, outlook = Controller(ARMS), RequestOutlook("b", match, 7 if match else 0, can_draft=False)
     play(c, NO_MATCH, before, draft=5)
     assert not any(d.arm.drafts for d in play(c, outlook, 400, lookup=lookup))
-
-
-@pytest.mark.parametrize(("lookup", "source"), [(2, Source.DRAFT), (5, Source.LOOKUP)])
-def test_the_better_source_proposes_for_a_request(lookup: int, source: Source) -> None:
-    c = Controller((OFF, Arm(5, drafts=True)))
-    play(c, NO_MATCH, 300, draft=3)
-    drafting = [d for d in play(c, MATCH, 200, lookup=lookup, draft=3)[-60:] if d.arm.drafts]
-    assert sum(d.sources == (source,) for d in drafting) > 0.8 * len(drafting)
 
 
 def test_what_the_target_makes_behind_an_answers_end_teaches_nothing() -> None:

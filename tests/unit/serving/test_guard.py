@@ -1,8 +1,9 @@
-"""The guard before SGLang's routes changes nothing while the pod serves, and refuses clients once it is closed."""
+"""The guard before SGLang's routes closes those that would harm the engine, and refuses clients of a lent pod."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
 from aurora_runtime.serving.pod_files import EngineState, PodFolder, Withdrawal, write_atomically
-from aurora_runtime.serving.protection import Guard
+from aurora_runtime.serving.protection import Guard, closed_routes
 
 KEY = "the-admin-key"
 PASS = measurement_pass("the-agent-token", "job-1")
@@ -51,6 +52,17 @@ class Scene:
         write_atomically(self.folder.withdrawal, withdrawal.to_json())
 
     async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[bytes, bytes]]:
+        """The status and the headers of the answer to a request."""
+        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        start, _ = await self._answer({"path": "/generate", "method": method, "headers": raw})
+        return start["status"], dict(start["headers"])
+
+    async def ask_route(self, path: str, root_path: str = "") -> tuple[int, bytes]:
+        """The status and the text of the answer. The application answers 200."""
+        start, body = await self._answer({"path": path, "root_path": root_path, "method": "POST", "headers": []})
+        return start["status"], body["body"]
+
+    async def _answer(self, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:
         messages: list[MutableMapping[str, Any]] = []
 
         async def send(message: MutableMapping[str, Any]) -> None:
@@ -59,9 +71,8 @@ class Scene:
         async def receive() -> MutableMapping[str, Any]:
             return {"type": "http.disconnect"}
 
-        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        await self.guard({"type": "http", "path": "/generate", "method": method, "headers": raw}, receive, send)
-        return messages[0]["status"], dict(messages[0]["headers"])
+        await self.guard({"type": "http"} | scope, receive, send)
+        return messages
 
 
 @pytest.fixture
@@ -136,3 +147,49 @@ async def test_an_engine_started_after_the_measurement_answers_clients(scene: Sc
     """SGLang warms itself up through its own port."""
     scene.withdraw(closed=True, boot="b0")
     assert (await scene.ask())[0] == 200
+
+
+# closed routes -------------------------------------------------------------------------------------------------------
+
+SESSION, UNCHECKED = b"send the whole conversation with each request", b"send requests to /v1 or to /generate"
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/open_session", SESSION),
+        ("/close_session", SESSION),
+        ("/vertex_generate", UNCHECKED),
+        ("/api/chat", UNCHECKED),
+        ("/api/generate", UNCHECKED),
+    ],
+)
+async def test_sessions_and_routes_that_check_no_parameters_are_closed(scene: Scene, path: str, advice: bytes) -> None:
+    for prefix in ("", "/engine"):
+        status, text = await scene.ask_route(f"{prefix}{path}", prefix)
+        assert status == 404
+        assert advice in text
+    assert (await scene.ask_route("/open_session", "/engine"))[0] == 404
+    assert scene.reached == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/generate", "/health", "/invocations", "/", "/api/tags"])
+async def test_other_routes_pass(scene: Scene, path: str) -> None:
+    assert await scene.ask_route(path) == (200, b"answer")
+    assert await scene.ask_route(f"/engine{path}", "/engine") == (200, b"answer")
+
+
+@pytest.mark.parametrize("variable", ["AIP_PREDICT_ROUTE", "SGLANG_OLLAMA_CHAT_ROUTE", "SGLANG_OLLAMA_GENERATE_ROUTE"])
+async def test_a_closed_route_is_closed_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "/renamed")
+    assert (await Scene(tmp_path).ask_route("/renamed"))[0] == 404
+
+
+def test_the_closed_paths_are_those_of_sglang() -> None:
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    source = Path(package.submodule_search_locations[0], "srt/entrypoints/http_server.py").read_text()
+    assert [path for path in closed_routes({}) if f'"{path}"' not in source] == []
