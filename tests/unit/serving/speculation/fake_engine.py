@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +61,7 @@ class Recording(FixedArms):
     Attributes:
         parks: the rounds that follow each decision without another. 0: every round is decided.
         uses: whether the draft is in use, by the number of decisions. None: if any arm drafts.
+        before_choice: called with the number of decisions so far before each decision.
         events: request ids of each observed round, and of each end of a request.
     """
 
@@ -72,8 +73,10 @@ class Recording(FixedArms):
         self.events: list[tuple[str, ...]] = []
         self.served: list[str | None] = []
         self.parked = 0
+        self.before_choice: Callable[[int], None] = lambda _: None
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+        self.before_choice(len(self.decisions))
         decision = super().choose(outlooks)
         keeps = decision.keeps_draft and (decision.arm.drafts or self._in_use())
         self.decisions.append(

@@ -20,7 +20,6 @@ from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
 from aurora_runtime.serving.speculation.hooks import WorkerHooks
-from aurora_runtime.serving.speculation.rounds import Decision, RequestOutlook
 from tests.unit.serving.speculation.fake_engine import (
     ARMS,
     PROMPT_TOKENS,
@@ -73,15 +72,14 @@ def test_answers_are_right_the_draft_sees_no_gap_and_requests_leave_nothing(
     fake = FakeEngine(policy, overlaps=overlaps, seed=seed, retract_share=retract_share)
     prefills_before = list[int]()
     if swap_at is not None:
-        fake.version, choose = UNTRAINED, policy.choose
+        fake.version = UNTRAINED
 
-        def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
-            if len(policy.decisions) == swap_at:
+        def swap(decisions: int) -> None:
+            if decisions == swap_at:
                 prefills_before.append(fake.draft_prefills)
                 fake.version = "1"
-            return choose(outlooks)
 
-        policy.choose = swap  # type: ignore[method-assign]
+        policy.before_choice = swap
     for req in fake.run(max_tokens):
         assert req.output_ids == [req.token(PROMPT_TOKENS + i) for i in range(len(req.output_ids))]
         assert len(req.output_ids) >= req.max_tokens
@@ -244,15 +242,13 @@ def test_an_error_of_sglang_is_raised() -> None:
 def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serves() -> None:
     policy = Recording(["draft-3"])
     fake = FakeEngine(policy)
-    choose, heard = policy.choose, list[int]()
+    heard = list[int]()
 
-    def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
+    def swap(decisions: int) -> None:
         heard.append(len(policy.observed))
-        if len(policy.decisions) == 4:
-            fake.version = "2"  # read before the next decision
-        return choose(outlooks)
+        fake.version = "2" if decisions >= 4 else "1"  # read before the next decision
 
-    policy.choose = swap  # type: ignore[method-assign]
+    policy.before_choice = swap
     fake.run([40])
     assert policy.served == ["1", "2"]
     assert heard == list(range(len(heard))), "each decision knows all rounds before it"
@@ -261,14 +257,12 @@ def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serv
 @overlap
 def test_after_a_roll_back_to_the_untrained_draft_no_round_drafts(overlaps: bool) -> None:
     policy = Recording(["draft-3"])
-    fake, choose = FakeEngine(policy, overlaps=overlaps), policy.choose
+    fake = FakeEngine(policy, overlaps=overlaps)
 
-    def roll_back(outlooks: Sequence[RequestOutlook]) -> Decision:
-        if len(policy.decisions) == 4:
-            fake.version = UNTRAINED  # read before the next decision
-        return choose(outlooks)
+    def roll_back(decisions: int) -> None:
+        fake.version = UNTRAINED if decisions >= 4 else "1"  # read before the next decision
 
-    policy.choose = roll_back  # type: ignore[method-assign]
+    policy.before_choice = roll_back
     fake.run([40, 40])
     drafted = [Source.DRAFT in decision.sources for decision in policy.decisions]
     assert drafted == [True] * 5 + [False] * (len(drafted) - 5)

@@ -59,15 +59,6 @@ def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path)
     assert report.state().draft.proposed_at == ()
 
 
-def test_fixed_arms_estimate_nothing_so_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
-    arms = FixedArms(["off"])
-    report = RoundReport(PodFolder(tmp_path), "boot", arms)
-    for _ in range(3):
-        arms.round_parked(1)
-        state = report.state()
-        assert (state.speedup_over_off, state.saved_time) == (None, None)
-
-
 def after(*observations: tuple[float, float]) -> tuple[float, float]:
     """Share and observed seconds after observations of (seconds, total saved seconds)."""
     average = SavedTimeAverage()
