@@ -94,6 +94,8 @@ def test_an_error_names_fields_and_no_values(tmp_path: Path) -> None:
 
 def test_the_configuration_of_a_draft_reads_back_as_it_was_written() -> None:
     assert config_from_json(OWN) == lineage_config(lineage())
+    with pytest.raises(DraftRefused, match="lacks eagle_config"):
+        config_from_json({field: value for field, value in OWN.items() if field != "eagle_config"})
 
 
 def test_a_lineage_keeps_the_name_of_its_sizes_in_the_store() -> None:

@@ -26,11 +26,18 @@ ADAPTIVE, FIXED = DraftSpec(shape=Shape.ADAPTIVE), DraftSpec(shape=Shape.FIXED)
 class Engine:
     """Answers as SGLang does; ``/generate`` writes the capture state that a test sets."""
 
-    def __init__(self, folder: PodFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: PodFolder, process: subprocess.Popen[bytes]) -> None:
+        self.folder, self.process, self.port = folder, process, 0
         self.server_info = "{}"
         self.capture: CaptureState | None = CaptureState(boot="b1", ok=True, probe_records=3)
         self.requests: list[dict[str, Any]] = []
+
+    async def check(self, draft: DraftSpec = FIXED) -> None:
+        start = engine_start(self.folder.path, port=self.port, draft=draft)
+        await asyncio.to_thread(ReadinessCheck(start, self.process).run)
+
+    def controller_reports(self, **fields: Any) -> None:
+        write_atomically(self.folder.speculation, SpeculationState(**fields).to_json())
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -61,53 +68,41 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest_asyncio.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[tuple[Engine, int]]:
-    engine = Engine(PodFolder(tmp_path))
+async def engine(tmp_path: Path, process: subprocess.Popen[bytes]) -> AsyncIterator[Engine]:
+    engine = Engine(PodFolder(tmp_path), process)
     async with TestServer(engine.app()) as server:
         assert server.port is not None
-        yield engine, server.port
-
-
-async def check(path: Path, port: int, process: subprocess.Popen[bytes], draft: DraftSpec = FIXED) -> None:
-    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, draft=draft), process).run)
-
-
-def write_speculation(path: Path, **fields: Any) -> None:
-    state = SpeculationState(**fields)
-    write_atomically(PodFolder(path).speculation, state.to_json())
+        engine.port = server.port
+        yield engine
 
 
 async def test_an_engine_is_ready_once_it_captured_a_probe_and_the_controller_of_this_start_has_reported(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+    engine: Engine,
 ) -> None:
-    write_speculation(tmp_path, boot="the start before")
+    engine.controller_reports(boot="the start before")
     with pytest.raises(EngineFault):
-        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
-    write_speculation(tmp_path, boot="b1")
-    await check(tmp_path, engine[1], process, draft=ADAPTIVE)
-    assert all(request["rid"].startswith(PROBE_PREFIX) for request in engine[0].requests)
+        await engine.check(ADAPTIVE)
+    engine.controller_reports(boot="b1")
+    await engine.check(ADAPTIVE)
+    assert all(request["rid"].startswith(PROBE_PREFIX) for request in engine.requests)
 
 
-async def test_an_engine_that_shows_its_key_or_does_not_capture_is_not_ready(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
-    engine[0].server_info = f'{{"admin_api_key": "{ADMIN_KEY}"}}'
+async def test_an_engine_that_shows_its_key_or_does_not_capture_is_not_ready(engine: Engine) -> None:
+    engine.server_info = f'{{"admin_api_key": "{ADMIN_KEY}"}}'
     with pytest.raises(EngineFault) as shown:
-        await check(tmp_path, engine[1], process)
+        await engine.check()
     assert ADMIN_KEY not in str(shown.value)
-    engine[0].server_info = "{}"
-    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang")
+    engine.server_info = "{}"
+    engine.capture = CaptureState(boot="b1", ok=False, error="another SGLang")
     with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
-        await check(tmp_path, engine[1], process)
+        await engine.check()
 
 
-async def test_an_engine_whose_controller_refused_is_not_ready(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
-    write_speculation(tmp_path, boot="b1", ok=False, error="--enable-mixed-chunk decodes in prefill batches")
+async def test_an_engine_whose_controller_refused_is_not_ready(engine: Engine) -> None:
+    engine.controller_reports(boot="b1", ok=False, error="--enable-mixed-chunk decodes in prefill batches")
     with pytest.raises(EngineFault, match=r"controller refused: --enable-mixed-chunk.*serving\.extraArgs"):
-        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
-    await check(tmp_path, engine[1], process)  # a fixed shape needs no controller
+        await engine.check(ADAPTIVE)
+    await engine.check()  # a fixed shape needs no controller
 
 
 def test_an_engine_that_ends_before_it_is_ready_is_reported(tmp_path: Path) -> None:

@@ -54,15 +54,15 @@ class Scene:
     async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[bytes, bytes]]:
         """The status and the headers of the answer to a request."""
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        start, _ = await self._answer({"path": "/generate", "method": method, "headers": raw})
+        start, _ = await self.answer({"path": "/generate", "method": method, "headers": raw})
         return start["status"], dict(start["headers"])
 
     async def ask_route(self, path: str, root_path: str = "") -> tuple[int, bytes]:
         """The status and the text of the answer. The application answers 200."""
-        start, body = await self._answer({"path": path, "root_path": root_path, "method": "POST", "headers": []})
+        start, body = await self.answer({"path": path, "root_path": root_path, "method": "POST"})
         return start["status"], body["body"]
 
-    async def _answer(self, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:
+    async def answer(self, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:
         messages: list[MutableMapping[str, Any]] = []
 
         async def send(message: MutableMapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Scene:
         async def receive() -> MutableMapping[str, Any]:
             return {"type": "http.disconnect"}
 
-        await self.guard({"type": "http"} | scope, receive, send)
+        await self.guard({"type": "http", "headers": []} | scope, receive, send)
         return messages
 
 
@@ -177,6 +177,10 @@ async def test_sessions_and_routes_that_check_no_parameters_are_closed(scene: Sc
 async def test_other_routes_pass(scene: Scene, path: str) -> None:
     assert await scene.ask_route(path) == (200, b"answer")
     assert await scene.ask_route(f"/engine{path}", "/engine") == (200, b"answer")
+
+
+async def test_what_is_not_http_passes(scene: Scene) -> None:
+    assert (await scene.answer({"type": "websocket", "path": "/open_session"}))[0]["status"] == 200
 
 
 @pytest.mark.parametrize("variable", ["AIP_PREDICT_ROUTE", "SGLANG_OLLAMA_CHAT_ROUTE", "SGLANG_OLLAMA_GENERATE_ROUTE"])

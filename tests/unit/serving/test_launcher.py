@@ -1,4 +1,4 @@
-"""The launcher imports little, ends with its engine, and reports what happened to it."""
+"""The launcher ends with its engine, reports what happened to it, and holds a draft that crashes it to off."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead, Shape
+from aurora_protocol.draft_records import CheckpointManifest
+from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
-from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
-from aurora_runtime.serving.pod_files import Withdrawal, write_atomically
+from aurora_runtime.serving.launcher import EngineStart, EngineSupervisor, ReadinessCheck, StartFiles, prepare_start
+from aurora_runtime.serving.pod_files import MANIFEST, EngineCrashes, PodFolder, Withdrawal, write_atomically
 from tests.unit.serving.engine_starts import engine_start
 
 
@@ -36,17 +41,51 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine passes its checks at once."""
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+
+
 def supervisor(path: Path, command: str) -> EngineSupervisor:
     process = subprocess.Popen(["sh", "-c", command], start_new_session=True)
     return EngineSupervisor(engine_start(path), process)
 
 
+def withdrawal(*, restart: bool) -> Withdrawal:
+    return Withdrawal(
+        measurement="job",
+        boot="b1",
+        current_digest="0" * 64,
+        current_checksum="sum",
+        restart=restart,
+        pass_sha256="0" * 64,
+    )
+
+
 @pytest.mark.parametrize("code", [0, 7])
-def test_an_engine_that_ends_by_itself_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+@pytest.mark.usefixtures("unchecked")
+def test_an_engine_that_ends_by_itself_is_an_error(tmp_path: Path, code: int) -> None:
     engine = supervisor(tmp_path, f"sleep 0.3; exit {code}")
     assert engine.run() == (code or 1)
     state = engine._start.options.folder.read_engine_state()
+    assert state is not None
+    assert not state.ready
+
+
+def test_an_engine_that_ends_when_its_checks_pass_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of the checks may come after the report of the end, and must not stay."""
+    engine = supervisor(tmp_path, "sleep 0.3")
+    folder = engine._start.options.folder
+
+    def pass_after_the_end(check: ReadinessCheck) -> None:
+        while check.process.poll() is None or folder.read_engine_state() is None:
+            time.sleep(0.02)
+
+    monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(ReadinessCheck, "run", pass_after_the_end)
+    assert engine.run() == 1
+    state = folder.read_engine_state()
     assert state is not None
     assert not state.ready
 
@@ -78,12 +117,11 @@ def test_a_check_that_fails_ends_the_engine_with_its_reason(
     monkeypatch.setattr(ReadinessCheck, "run", fail)
     with pytest.raises(EngineFault, match=r"redaction hook|RuntimeError"):
         supervisor(tmp_path, "exec sleep 600").run()
+    assert not PodFolder(tmp_path).crashes.exists(), "the engine did not crash"
 
 
-def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+@pytest.mark.usefixtures("unchecked")
+def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(tmp_path: Path) -> None:
     engine = supervisor(tmp_path, "exec sleep 600")
     folder = engine._start.options.folder
 
@@ -97,19 +135,71 @@ def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.usefixtures("unchecked")
 def test_an_engine_that_cannot_restore_its_draft_is_ended_and_the_launcher_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+    tmp_path: Path, damaged: bool
 ) -> None:
-    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
-    folder, boot = engine._start.options.folder, engine._start.state.boot
-    withdrawal = Withdrawal(
-        measurement="job",
-        boot=boot,
-        current_digest="0" * 64,
-        current_checksum="sum",
-        restart=True,
-        pass_sha256="0" * 64,
-    )
-    write_atomically(folder.withdrawal, b"" if damaged else withdrawal.to_json())
+    order = b"" if damaged else withdrawal(restart=True).to_json()
+    write_atomically(PodFolder(tmp_path).withdrawal, order)
     assert engine.run() == 0
+
+
+# crashes -------------------------------------------------------------------------------------------------------------
+
+NOW = datetime(2026, 12, 2, 12, tzinfo=UTC)
+MANIFEST_3 = CheckpointManifest(lineage=1, version=3, digest="a" * 64, files=(), step=0, trained_tokens=0, created=NOW)
+DRAFT = DraftSpec(initial=PublishedHead(model="somebody/head"), lookup=LookupScope.REQUEST)
+
+
+def crash(path: Path) -> None:
+    """Run an engine that ends by itself, with version 3."""
+    draft = path / "drafts" / "current"
+    draft.mkdir(parents=True, exist_ok=True)
+    (draft / MANIFEST).write_bytes(MANIFEST_3.to_json())
+    assert supervisor(path, "sleep 0.1; exit 7").run() == 7
+
+
+def next_start(path: Path, monkeypatch: pytest.MonkeyPatch, *, version: int, draft: DraftSpec = DRAFT) -> EngineStart:
+    start = engine_start(path, draft=draft)
+    files = StartFiles(draft=path, version=version, admin_key="k", traffic_secret="s")  # noqa: S106 - of the tests
+    monkeypatch.setattr(launcher, "ensure_draft", lambda *_: None)
+    monkeypatch.setattr(StartFiles, "read", lambda _: files)
+    monkeypatch.setattr(launcher, "detect_machine", lambda _: start.state.machine)
+    return prepare_start(start.settings, start.options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_two_crashes_hold_the_next_starts_with_this_version_to_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash(tmp_path)
+    assert next_start(tmp_path, monkeypatch, version=3).state.held_version is None
+    crash(tmp_path)
+    for _ in range(2):
+        held = next_start(tmp_path, monkeypatch, version=3)
+        assert held.state.held_version == 3
+        assert held.controller is not None
+        settings = SpeculationSettings.from_json(held.controller.environment()[SPECULATION_VARIABLE])
+        assert settings.lookup is LookupScope.OFF
+        assert all(arm.drafts or arm.name == "off" for arm in settings.arms)
+        assert 3 in settings.untrained_versions, "and so no round drafts either"
+    other = next_start(tmp_path, monkeypatch, version=4)
+    assert other.state.held_version is None
+    fixed = DRAFT.model_copy(update={"shape": Shape.FIXED})
+    assert next_start(tmp_path, monkeypatch, version=3, draft=fixed).state.held_version is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_only_crashes_of_the_pods_own_draft_within_ten_minutes_count(tmp_path: Path) -> None:
+    folder = PodFolder(tmp_path)
+    write_atomically(folder.withdrawal, withdrawal(restart=False).to_json())
+    crash(tmp_path)
+    assert not folder.crashes.exists(), "a measurement's engine"
+    first = EngineCrashes(version=3).plus(NOW)
+    assert not first.plus(NOW + timedelta(minutes=11)).hold
+    held = first.plus(NOW + timedelta(minutes=9))
+    assert held.hold
+    assert held.plus(NOW + timedelta(days=1)).hold, "an engine that is held stays so"
+    folder.crashes.write_text("{")
+    assert not folder.read_crashes(3).at

@@ -230,9 +230,13 @@ async def test_a_lease_that_cannot_be_confirmed_is_no_verdict(scripted: Scripted
             await answer(replica)
 
 
-async def test_the_lease_is_renewed_during_a_long_batch(scripted: Scripted) -> None:
+async def test_the_lease_is_renewed_during_a_long_batch_although_the_agent_fails_for_a_while(
+    scripted: Scripted,
+) -> None:
     async with lent(scripted).lent() as replica:
         scripted.slow_seconds, before = 0.5, len(scripted.leases)
+        scripted.silent = True
+        asyncio.get_running_loop().call_later(0.2, setattr, scripted, "silent", False)
         await answer(replica)
         assert len(scripted.leases) >= before + 2, "before the confirmation, too"
 

@@ -357,6 +357,19 @@ async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft_a
     assert await rig.trial(1), "the pod can be lent again"
 
 
+async def test_a_withdrawal_that_the_agent_writes_while_the_engine_starts_again_ends(rig: PodRig) -> None:
+    await rig.withdraw()
+    late = rig.folder.withdrawal.read_bytes()
+    rig.start_engine("b2")
+    rig.folder.withdrawal.write_bytes(late)
+    with pytest.raises(EngineFault, match="started again"):
+        await rig.trial(1)
+    await rig.request_lease(0)
+    await rig.lease.advance()
+    assert not rig.lease.withdrawn
+    assert rig.serves(0)
+
+
 async def test_without_the_guard_no_trial_draft_is_loaded(rig: PodRig) -> None:
     await rig.withdraw()
     rig.engine.withdrawal_file = None

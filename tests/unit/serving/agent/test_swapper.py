@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,15 @@ async def test_a_new_agent_restores_the_draft_of_an_engine_that_only_took_the_ve
     assert rig.engine.digests == [rig.digests[0]] * 2
     await rig.swap(1)
     assert rig.serves(1)
+
+
+async def test_a_previous_draft_that_the_disk_lost_is_fetched_again(rig: PodRig) -> None:
+    await rig.swap(1)
+    rig.drafts.make_current(rig.drafts.stage(2, rig.digests[2], keep=()))
+    for path in rig.folder.drafts.glob("00000001-*"):
+        shutil.rmtree(path)
+    await rig.swap(0, epoch=3)
+    assert rig.serves(0)
 
 
 # checksums differ between two engine starts ---------------------------------------------------------------------------

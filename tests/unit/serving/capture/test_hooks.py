@@ -203,6 +203,14 @@ def test_a_round_of_width_1_has_one_node_and_no_proposals(
     assert recorder.errors == 0
 
 
+def test_sources_of_another_batch_lose_the_batch(traced: tuple[CaptureHooks, Recorder]) -> None:
+    hooks, recorder = traced
+    result, verify_input, logits = verify(2, aurora_sources=(Proposer.DRAFT,))
+    hooks.after_sample(result, verify_input, batch_of(request("a"), request("b")), logits)
+    assert logits.auxiliary_device_output is None
+    assert recorder.errors == 1
+
+
 def test_states_too_far_before_the_answer_stay_in_the_engine(
     monkeypatch: pytest.MonkeyPatch, traced: tuple[CaptureHooks, Recorder]
 ) -> None:

@@ -207,6 +207,14 @@ def test_the_probe_is_counted_and_not_written(tmp_path: Path) -> None:
     assert (writer.state().probe_records, writer.state().captured_records) == (3, 0)
 
 
+def test_errors_of_hooks_are_counted_and_the_first_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = make(tmp_path, Clock())
+    for _ in range(3):
+        writer.count_hook_error()
+    assert writer.state().hook_errors == 3
+    assert caplog.text.count("a batch was not captured") == 1
+
+
 def test_a_prompt_that_is_too_long_is_a_loss(tmp_path: Path) -> None:
     writer = make(tmp_path, Clock())
     writer.count_long_prompt()

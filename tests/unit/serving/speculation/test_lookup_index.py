@@ -212,6 +212,18 @@ def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() ->
     assert index.propose("longer", 2) == Proposal((70, 71), 4)
 
 
+def test_evicted_requests_are_not_found() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 20)
+    for rid, first in (("a", 100), ("b", 200), ("c", 300)):
+        index.begin(rid, range(first, first + 8))
+        index.end(rid)
+    assert index.tokens == 16
+    index.begin("d", [102, 103])
+    assert index.propose("d", 2) == NOTHING
+    index.begin("e", [99, 302, 303])
+    assert index.propose("e", 2) == Proposal((304, 305), 2)
+
+
 def test_proposals_end_before_a_token_outside_the_vocabulary() -> None:
     index = LookupIndex(LookupScope.REQUEST, 100, vocabulary_size=50)
     index.begin("a", [1, 2, 3, 1_000_007, 4, 1, 2])
