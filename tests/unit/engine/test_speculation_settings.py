@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead
-from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_VARIABLE, Eagle3
 from aurora_runtime.engine.speculation_settings import (
+    LOOKUP_STEPS,
     PLACEHOLDER_VERSION,
     SpeculationSettings,
     controller_of,
@@ -40,6 +41,10 @@ def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp
         == Eagle3(Path("/draft"), 7, DraftSpec(steps=3)).arguments()
     )
     assert arguments[arguments.index("--speculative-adaptive-config") + 1] == str(tmp_path / "adaptive.json")
+
+
+def test_the_baseline_ngram_verifies_as_many_tokens_as_the_widest_round_of_lookup() -> None:
+    assert NGRAM_TOKENS == LOOKUP_STEPS + 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime import termination_message
 from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.errors import MeasurementError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation import lent_replica, main
 from aurora_runtime.validation.main import STORE_SECONDS
 from aurora_runtime.validation.measured_engine import REQUEST_SECONDS
@@ -95,3 +96,19 @@ def test_the_reserve_covers_what_follows_the_deadline() -> None:
     assert STORE_CALLS * TIMEOUT_SECONDS <= STORE_SECONDS
     returned = max(ENGINES * STOP_SECONDS, lent_replica.CALL_SECONDS)
     assert REQUEST_SECONDS + returned + STORE_SECONDS <= FINISH_RESERVE_SECONDS
+
+
+async def test_a_measurement_may_use_its_whole_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is kept back for what follows the rounds."""
+    deadlines = list[float]()
+
+    def opened(_settings: Any, _registry: Any, deadline: float) -> None:
+        deadlines.append(deadline)
+        raise MeasurementError("enough")
+
+    monkeypatch.setattr(main.ValidationRun, "open", opened)
+    monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    settings: Any = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=60))
+    with pytest.raises(MeasurementError):
+        await main.validate(settings, cast(PodRegistry, None), tmp_path, tmp_path)
+    assert deadlines == [1060.0]

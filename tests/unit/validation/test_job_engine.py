@@ -9,17 +9,22 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.agent_api import Machine
 from aurora_protocol.evidence_records import Arm
+from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.job_engine import JobEngine
+from aurora_runtime.validation.main import measurement_environment
 from aurora_runtime.validation.measured_engine import BatchResult
 from aurora_runtime.validation.store_reads import FetchedDraft
+from tests.assets.signing import ROOT_OWNER
 
 MACHINE = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
 
@@ -83,12 +88,28 @@ async def test_ngram_runs_as_wide_as_by_itself_on_an_engine_of_its_own(
 
 
 @pytest.mark.parametrize("scope", LookupScope)
-async def test_the_engine_looks_where_a_pod_looks(scope: LookupScope, tmp_path: Path, scripted: Scripted) -> None:
-    await job_engine(tmp_path, scripted, DraftSpec(lookup=scope))._start()
+async def test_the_engine_looks_where_a_pod_looks_and_the_evidence_says_so(
+    scope: LookupScope, tmp_path: Path, scripted: Scripted
+) -> None:
+    draft = DraftSpec(lookup=scope)
+    await job_engine(tmp_path, scripted, draft)._start()
     eagle = scripted.started["draft"]
     assert isinstance(eagle, Eagle3)
     assert eagle.controller is not None
     assert SpeculationSettings.from_json(eagle.controller.settings).lookup is scope
+    for shape, looked in ((Shape.ADAPTIVE, scope), (Shape.FIXED, LookupScope.OFF)):
+        settings = ValidationSettings(
+            namespace="n",
+            name="s",
+            target=TargetSpec(model="m"),
+            draft=draft.model_copy(update={"shape": shape}),
+            validation=ValidationSpec(),
+            store=StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r"),
+            candidate=5,
+            active=2,
+            attempt=2,
+        )
+        assert measurement_environment(settings, MACHINE).lookup is looked
 
 
 async def test_a_draft_is_loaded_once_and_every_arm_finds_an_empty_cache(tmp_path: Path, scripted: Scripted) -> None:

@@ -69,6 +69,12 @@ async def test_each_swap_is_followed_by_a_short_answer_and_every_arm_finds_an_em
     ]
 
 
+async def test_the_answer_after_a_swap_is_no_longer_than_the_measured_ones() -> None:
+    host = ScriptedHost()
+    await measured(host, max_new_tokens=5).prepare(Arm.CANDIDATE)
+    assert host.calls[1] == "candidate answers 5"
+
+
 async def test_a_draft_on_which_some_requests_fail_is_left_to_the_rounds() -> None:
     await measured(ScriptedHost({7})).prepare(Arm.CANDIDATE)
 

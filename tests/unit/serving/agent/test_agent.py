@@ -152,6 +152,7 @@ async def test_capture_counters_come_from_the_plugin(rig: PodRig) -> None:
     text = await rig.metrics_text()
     for reason, count in (("queue", 2), ("damaged", 1)):
         assert f'aurora_agent_losses_total{{reason="{reason}"}} {count}.0' in text
+    assert "aurora_agent_dropped_shards_total 5.0" in text
     assert (capture.answer_tokens, capture.shards_dropped) == (7, 4)
 
 

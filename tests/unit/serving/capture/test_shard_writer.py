@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,34 @@ def test_the_newest_shard_stays_whatever_its_size(tmp_path: Path) -> None:
     for _ in range(3):
         write_one_shard(writer, clock)
     assert [path.stem[-1] for path in shards(tmp_path)] == ["2"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_shard_that_the_agent_deletes_meanwhile_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """The agent deletes the oldest shard just before, or just after, the writer looks at it."""
+    clock = Clock()
+    writer = make(tmp_path, clock)
+    for _ in range(2):
+        write_one_shard(writer, clock)
+    limit = 2 * shards(tmp_path)[0].stat().st_size
+    writer.settings = writer.settings.model_copy(update={"max_spool_bytes": limit})
+    oldest, stat = shards(tmp_path)[0], Path.stat
+
+    def look(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path == oldest and first:
+            path.unlink(missing_ok=True)
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path == oldest:
+            path.unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", look)
+        write_one_shard(writer, clock)
+    assert (writer.state().losses, writer.state().hook_errors) == ({}, 0)
+    assert [path.stem[-1] for path in shards(tmp_path)] == ["1", "2"]
 
 
 def test_batches_that_wait_are_bounded_by_their_memory(tmp_path: Path) -> None:

@@ -112,6 +112,16 @@ def test_a_draft_in_use_processes_every_round_so_that_it_can_draft_in_any(overla
 
 
 @overlap
+def test_a_request_that_the_draft_missed_goes_without_it_to_its_end(overlaps: bool) -> None:
+    uses = [True] * 4 + [False] * 3 + [True] * 60
+    fake = FakeEngine(Recording(["off", "draft-1", "off"], uses=uses), overlaps=overlaps)
+    fake.run([50])
+    drafted = [Source.DRAFT in d.sources for d in fake.policy.decisions]
+    assert any(drafted[:4])
+    assert not any(drafted[7:])
+
+
+@overlap
 def test_a_parked_round_decides_nothing_and_needs_no_lengths(overlaps: bool) -> None:
     fake = FakeEngine(Recording(["off"], parks=10), overlaps=overlaps)
     fake.hooks.around_cpu_lengths(lambda _: False, ())

@@ -177,6 +177,15 @@ def test_where_a_running_answer_ends_the_proposal_goes_on_with_the_lookup_of_tha
     assert index.propose("behind", 20) == Proposal(tuple(range(102, 106)), 2), "two tokens for each that matched"
 
 
+def test_a_proposal_ends_with_the_answer_that_ended() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("earlier", [1, 2, 3, 4])
+    index.begin("later", [7, 2, 3])
+    index.end("later")
+    index.begin("asks", [7, 2])
+    assert index.propose("asks", 9) == Proposal((3,), 2)
+
+
 def test_a_proposal_does_not_go_on_where_fewer_tokens_match() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("earlier", [9, 3, 4])
