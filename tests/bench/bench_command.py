@@ -1,10 +1,9 @@
-"""Parts that all benches share: the help page, the measurement with its lock and stop signal, and a figure's origin."""
+"""Parts that all benches share: the help page, the measurement with its stop signal, and a figure's origin."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import platform
 import signal
@@ -31,36 +30,6 @@ def bench_parser(module: str, description: str | None) -> argparse.ArgumentParse
     """A parser for ``python -m module`` whose help page shows ``description`` and every option with its default."""
     text = (description or "").replace("``", "")
     return argparse.ArgumentParser(prog=f"python -m {module}", description=text, formatter_class=_HelpFormatter)
-
-
-def add_lock_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        metavar="FILE",
-        help="hold a lock on this file while measuring, so that benches on one machine take turns",
-    )
-
-
-def new_file(text: str) -> Path:
-    """The type of an option that names a file to write. Benches check it before they measure."""
-    file = Path(text)
-    if file.is_dir():
-        raise argparse.ArgumentTypeError(f"{file} is a directory, and a file is needed")
-    if not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the directory {file.parent} does not exist")
-    return file
-
-
-@contextlib.contextmanager
-def hold_lock(lock: Path | None) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``lock``. None: no lock."""
-    if lock is None:
-        yield
-        return
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def exit_on_sigterm() -> None:
@@ -90,11 +59,10 @@ class Measurement:
 
 
 @contextlib.contextmanager
-def measuring(module: str, lock: Path | None = None, code: str | None = None) -> Iterator[Measurement]:
-    """Measure for the bench ``module``, on one thread of torch, while no other bench holds ``lock``.
+def measuring(module: str, code: str | None = None) -> Iterator[Measurement]:
+    """Measure for the bench ``module``, on one thread of torch.
 
-    SIGTERM then ends the process only after every ``finally``. ``code``: the commit (default: the one of now, before
-    the bench waits for the lock).
+    SIGTERM then ends the process only after every ``finally``. ``code``: the commit (default: the one of now).
     """
     code = code or commit()
     import torch  # here, because benches that need no torch import this module too
@@ -102,7 +70,7 @@ def measuring(module: str, lock: Path | None = None, code: str | None = None) ->
     torch.set_num_threads(1)
     exit_on_sigterm()
     prefix = module.removeprefix("tests.bench.")
-    with tempfile.TemporaryDirectory(prefix=f"{prefix}-bench-") as folder, hold_lock(lock):
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}-bench-") as folder:
         measurement, load_before = Measurement(module, Path(folder), code), load_average()
         yield measurement
         measurement.load = load_around(load_before)

@@ -26,14 +26,7 @@ from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.trace_budget import TRACE_ALL
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-)
+from tests.bench.bench_command import bench_parser, exit_on_sigterm, load_around, load_average
 from tests.bench.markdown import geometric_mean_and_interval, markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
@@ -55,8 +48,9 @@ def milliseconds_per_round(
     server: Server, prompts: list[str], tokens: int, pool: ThreadPoolExecutor, *, traced: bool
 ) -> float:
     """Mean milliseconds per verify round of ``prompts``, all sent at once."""
-    timings = pool.map(lambda prompt: time_stream(server.port, prompt, tokens, wish={"trace": traced}), prompts)
-    return statistics.fmean(timing.milliseconds_per_step for timing in timings)
+    return statistics.fmean(
+        pool.map(lambda prompt: time_stream(server.port, prompt, tokens, wish={"trace": traced}), prompts)
+    )
 
 
 @dataclass(frozen=True)
@@ -134,10 +128,9 @@ def main() -> None:
     parser = bench_parser("tests.bench.capture", __doc__)
     parser.add_argument("--pairs", type=int, default=40, help="measured pairs per concurrency; one more warms up")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of every answer")
-    add_lock_option(parser)
     options = parser.parse_args()
     exit_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="capture-bench-") as folder, hold_lock(options.lock):
+    with tempfile.TemporaryDirectory(prefix="capture-bench-") as folder:
         settings = CaptureSettings(
             state_folder=folder,
             lineage=1,

@@ -40,11 +40,10 @@ from tests.assets.model import ensure_model
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.target_scores import Margin, TargetScores, rounding_effects
 from tests.assets.trained_draft import write_untrained_and_trained
-from tests.bench.bench_command import add_lock_option, bench_parser, measuring
+from tests.bench.bench_command import bench_parser, measuring
 from tests.bench.markdown import markdown_table
 from tests.bench.swap_loop import SERVER_ARGUMENTS, UNTRAINED, SwapLoop
 from tests.traffic.prompts import Domain, prompts
-from tests.traffic.report import percentiles
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import DType
@@ -57,6 +56,21 @@ from aurora_runtime.validation.rounds import NEAR_TIE_LOGIT_GAP, first_differenc
 PROMPT_SEED = 2
 ROUNDING_PROMPTS = 64
 """Answers on which bf16's own rounding is measured. Each takes two passes of the target."""
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """By the nearest rank."""
+
+    p50: float
+    p99: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Percentiles:
+        """Of one or more values."""
+        ordered = sorted(values)
+        return cls(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], ordered[-1])
 
 
 class Phase(StrEnum):
@@ -243,8 +257,8 @@ def pause_table(pauses: dict[int, list[float]]) -> str:
     """The swaps and their pauses, a row per concurrency."""
     rows = []
     for concurrency, seconds in pauses.items():
-        milliseconds = percentiles([1000 * second for second in seconds])
-        if milliseconds is not None:
+        if seconds:
+            milliseconds = Percentiles.of([1000 * second for second in seconds])
             cells = [f"{value:.0f}" for value in (milliseconds.p50, milliseconds.p99, milliseconds.largest)]
             rows.append([str(concurrency), str(len(seconds)), *cells])
     return markdown_table(["concurrency", "swaps", "pause p50, ms", "p99, ms", "max, ms"], rows)
@@ -279,9 +293,9 @@ def describe_rounding(
         if answer is not None
         for shift in rounding_effects(exact, coarse, prompt, answer.tokens)
     ]
-    summary = percentiles(shifts)
-    if summary is None:
+    if not shifts:
         return "there are no answers to measure bf16 rounding on"
+    summary = Percentiles.of(shifts)
     return (
         f"bf16 alone moves the gap of the two best tokens by p50 {summary.p50:.3f}, p99 {summary.p99:.3f}, "
         f"at most {summary.largest:.3f} ({len(shifts)} tokens)"
@@ -310,7 +324,6 @@ def _options() -> argparse.Namespace:
         "--controller", action="store_true", help="choose each round, by lookup, the draft or nothing, as pods do"
     )
     parser.add_argument("--no-after", action="store_true", help="leave out the last phase, which has no swaps")
-    add_lock_option(parser)
     return parser.parse_args()
 
 
@@ -318,7 +331,7 @@ def main() -> None:
     options = _options()
     model = ensure_model()
     token_prompts = chat_prompts(model, options.prompts)
-    with measuring("tests.bench.equality", options.lock) as measurement:
+    with measuring("tests.bench.equality") as measurement:
         passes, swap_loop = measure(model, measurement.folder, token_prompts, options)
         exact = TargetScores(model, torch.float32)
         rows = list(compare_passes(passes, token_prompts, options.dtype, exact.margin))

@@ -36,10 +36,14 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_runtime.pod_registry import PodRegistry
 
 NAME = "chat"
+BEFORE, AFTER = Domain.EXTRACTION, Domain.SQL
+"""What clients ask for before and after the shift."""
 CONCURRENCY = 4
 MAX_TOKENS = 64
 START_SECONDS = 600
 STATE_SECONDS = 15.0
+SWAP_SECONDS = 1800.0
+"""For each of the two swaps."""
 SHARDS_READ = 200
 """Newest shards among which the first one after the shift is found."""
 
@@ -114,7 +118,7 @@ def report(records: PodRegistry, shift: datetime, version: int, served: datetime
     return f"{table}\n\n{verdicts}"
 
 
-def run(cluster: Cluster, before: Domain, after: Domain, budget_seconds: float) -> int:
+def run(cluster: Cluster) -> int:
     """Measure once, and return the exit status."""
     aurora = Installation(cluster)
     aurora.install()
@@ -126,30 +130,30 @@ def run(cluster: Cluster, before: Domain, after: Domain, budget_seconds: float) 
         START_SECONDS,
     )
     options = RequestOptions(max_tokens=MAX_TOKENS)
-    driver = TrafficDriver(Load(aurora.url(NAME), domain=before, concurrency=CONCURRENCY, options=options))
+    driver = TrafficDriver(Load(aurora.url(NAME), domain=BEFORE, concurrency=CONCURRENCY, options=options))
     driver.start()
     try:
-        first = _wait_for_swap(aurora, driver, 0, budget_seconds)
-        driver.switch_domain(after)
+        first = _wait_for_swap(aurora, driver, 0)
+        driver.switch_domain(AFTER)
         shift = datetime.now(UTC)
-        print(f"version {first} serves; requests turn from {before} to {after}", file=sys.stderr, flush=True)
-        version = _wait_for_swap(aurora, driver, first, budget_seconds)
+        print(f"version {first} serves; requests turn from {BEFORE} to {AFTER}", file=sys.stderr, flush=True)
+        version = _wait_for_swap(aurora, driver, first)
         served = datetime.now(UTC)
     finally:
         traffic = driver.stop()
-    print(f"{before} to {after}, version {first} to {version}; {machine()}; commit {commit()}\n")
+    print(f"{BEFORE} to {AFTER}, version {first} to {version}; {machine()}; commit {commit()}\n")
     print(report(registry(aurora, NAME), shift, version, served))
     print(f"\n{traffic.requests} requests, {traffic.failed} failed")
     return 1 if traffic.failed else 0
 
 
-def _wait_for_swap(aurora: Installation, driver: TrafficDriver, former: int, budget_seconds: float) -> int:
+def _wait_for_swap(aurora: Installation, driver: TrafficDriver, former: int) -> int:
     """Wait until every pod serves a version after ``former``, and return it.
 
     Raises:
-        TimeoutError: No such version serves on every pod within the budget.
+        TimeoutError: No such version serves on every pod in time.
     """
-    deadline, next_line = time.monotonic() + budget_seconds, 0.0
+    deadline, next_line = time.monotonic() + SWAP_SECONDS, 0.0
     while time.monotonic() < deadline:
         resource = aurora.get(NAME)
         version: int = resource["status"]["active"]["version"]
@@ -159,19 +163,15 @@ def _wait_for_swap(aurora: Installation, driver: TrafficDriver, former: int, bud
             next_line = time.monotonic() + STATE_SECONDS
             print(progress_line(resource, driver.summary()), file=sys.stderr, flush=True)
         time.sleep(2)
-    raise TimeoutError(f"no version after {former} serves on every pod within {budget_seconds:.0f} s")
+    raise TimeoutError(f"no version after {former} serves on every pod within {SWAP_SECONDS:.0f} s")
 
 
 def main() -> int:
-    parser = bench_parser("tests.bench.shift_to_swap", __doc__)
-    parser.add_argument("--before", type=Domain, choices=list(Domain), default=Domain.EXTRACTION, help="first requests")
-    parser.add_argument("--after", type=Domain, choices=list(Domain), default=Domain.SQL, help="requests of the shift")
-    parser.add_argument("--budget", type=float, default=1800.0, help="seconds to wait for each of the two swaps")
-    options = parser.parse_args()
+    bench_parser("tests.bench.shift_to_swap", __doc__).parse_args()
     exit_on_sigterm()
     cluster = Cluster.up("demo")
     try:
-        return run(cluster, options.before, options.after, options.budget)
+        return run(cluster)
     finally:
         if cluster.access.created:
             cluster.down()

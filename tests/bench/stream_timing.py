@@ -12,7 +12,6 @@ import http.client
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from aurora_runtime.errors import EngineFault
@@ -28,17 +27,12 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class StepTiming:
-    """The mean over one request. A step is a model step without speculation, and a verify round with speculation."""
-
-    milliseconds_per_step: float
-
-
 def time_stream(
     port: int, prompt: str, tokens: int, request_id: str | None = None, wish: Mapping[str, bool] | None = None
-) -> StepTiming:
-    """Stream a greedy answer of exactly ``tokens`` tokens from the server on ``port``.
+) -> float:
+    """Milliseconds per step of a streamed greedy answer of exactly ``tokens`` tokens from the server on ``port``.
+
+    A step is a model step without speculation, and a verify round with speculation.
 
     Args:
         wish: what the request asks for, such as no trace (aurora_runtime/request_wish.py).
@@ -76,4 +70,4 @@ def time_stream(
         steps = last_meta["spec_verify_ct"] - first_meta.get("spec_verify_ct", 0)
     if not steps:
         raise EngineFault(f"/generate on port {port} sent the whole answer at once, so there is nothing to time")
-    return StepTiming(1000 * (last_time - first_time) / steps)
+    return 1000 * (last_time - first_time) / int(steps)

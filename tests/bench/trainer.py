@@ -48,6 +48,8 @@ from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 
 DRAFT_VOCABULARY, TOP_K, CHAIN_STEPS = 16384, 32, 3
+PROMPT_TOKENS, ANSWER_TOKENS = 120, 60
+"""Mean tokens of a prompt and of an answer."""
 READ, BATCH, FORWARD, LOSS, BACKWARD, OPTIMISER = PARTS = (
     "data: shard to examples",
     "data: examples to batch",
@@ -74,8 +76,8 @@ TARGET_SHAPES: Final = {
 }
 
 
-def random_request(shape: DraftConfig, seed: int, prompt_tokens: int, answer_tokens: int) -> RequestTrace:
-    """A random request whose prompt and answer hold the given numbers of tokens, give or take half.
+def random_request(shape: DraftConfig, seed: int) -> RequestTrace:
+    """A random request whose prompt and answer have the usual numbers of tokens, give or take half.
 
     Each of its rounds proposed a chain of :data:`CHAIN_STEPS` tokens and accepted none to all of them.
     """
@@ -84,7 +86,7 @@ def random_request(shape: DraftConfig, seed: int, prompt_tokens: int, answer_tok
     def draw(high: int, *size: int) -> torch.Tensor:
         return torch.randint(0, high, size, generator=generator)
 
-    prompt, answer = (n // 2 + int(draw(n, 1)) for n in (prompt_tokens, answer_tokens))
+    prompt, answer = (n // 2 + int(draw(n, 1)) for n in (PROMPT_TOKENS, ANSWER_TOKENS))
     length = prompt + answer
     roots, accepted = [prompt], list[int]()
     while roots[-1] < length - 1:
@@ -127,11 +129,11 @@ def new_session(shape: DraftConfig, device: torch.device) -> Session:
     return Session(draft, VocabularyMap.of(torch.arange(DRAFT_VOCABULARY), shape.vocab_size), Recipe(), device)
 
 
-def one_batch_shards(shape: DraftConfig, batches: int, prompt_tokens: int, answer_tokens: int) -> list[bytes]:
+def one_batch_shards(shape: DraftConfig, batches: int) -> list[bytes]:
     """Encoded shards of random requests. Each shard fills one batch of the trainer's size."""
     traces, shards, seed = list[RequestTrace](), list[bytes](), 0
     while len(shards) < batches:
-        traces.append(random_request(shape, seed, prompt_tokens, answer_tokens))
+        traces.append(random_request(shape, seed))
         seed += 1
         examples = [e for trace in traces for e in examples_of(trace, shape.vocab_size)]
         if len(Recipe().batch_bound.batches(examples)) > 1 and len(traces) > 1:
@@ -206,7 +208,7 @@ def measure(options: argparse.Namespace, device: torch.device, *, memory: bool) 
     """Measure a step on every batch, ``rounds`` times. One more round before them warms up."""
     shape = TARGET_SHAPES[options.shape]
     session = new_session(shape, device)
-    shards = one_batch_shards(shape, options.batches, options.prompt_tokens, options.answer_tokens)
+    shards = one_batch_shards(shape, options.batches)
     meter = Meter(device, memory)
     for number in range(options.rounds + 1):
         if number == 1:
@@ -257,8 +259,6 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds over all batches; one more warms up")
     parser.add_argument("--batches", type=int, default=3, help="different batches, each stepped on once per round")
-    parser.add_argument("--prompt-tokens", type=int, default=120, help="mean tokens of a prompt, give or take half")
-    parser.add_argument("--answer-tokens", type=int, default=60, help="mean tokens of an answer, give or take half")
     parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

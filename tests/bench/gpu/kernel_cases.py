@@ -47,9 +47,9 @@ def cases(device: torch.device, *, tiny: bool) -> list[Case]:
     ]
 
 
-def _random(device: torch.device, *shape: int, spread: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+def _random(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator(device).manual_seed(1)
-    return (torch.randn(*shape, generator=generator, device=device) * spread).to(dtype)
+    return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
 
 def _tree_attention(device: torch.device, nodes: int, slots: int, heads: int, kv_heads: int, width: int) -> Case:

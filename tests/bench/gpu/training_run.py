@@ -30,7 +30,7 @@ def main() -> None:
     device = torch.device(options.device)
     shape = TARGET_SHAPES[options.shape]
     session = new_session(shape, device)
-    shards = one_batch_shards(shape, 2, prompt_tokens=120, answer_tokens=60)
+    shards = one_batch_shards(shape, 2)
     batches = [[e for trace in decode(shard) for e in examples_of(trace, shape.vocab_size)] for shard in shards]
     losses, began = list[float](), time.perf_counter()
     for number in range(options.steps):

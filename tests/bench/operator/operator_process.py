@@ -1,4 +1,4 @@
-"""The operator as a process of its own, from this checkout or from another one, and what it costs.
+"""The operator as a process of its own, and what it costs.
 
 CPU time and memory come from ``/proc``. Reconciled speculators come from the operator's own metrics.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 from tests.bench.operator.fleet import Speculator
+
+from aurora_api.crd import REPOSITORY
 
 IMAGE = "aurora.test/stand-in:1"
 STOP_TIMEOUT_SECONDS = 30.0
@@ -25,8 +28,6 @@ _MEBIBYTE_IN_KIBIBYTES = 1024
 class OperatorProcess:
     """Starts, kills and measures the operator."""
 
-    checkout: Path
-    """The checkout whose ``.venv`` runs the operator."""
     kubeconfig: Path
     log: Path
     ports: tuple[int, int]
@@ -45,9 +46,9 @@ class OperatorProcess:
             "POD_NAMESPACE": "default",
             "POD_NAME": "operator-bench",
         }
-        command = [str(self.checkout / ".venv/bin/python"), "-m", "aurora_operator"]
+        command = [sys.executable, "-m", "aurora_operator"]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.checkout)
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY)
 
     def kill(self) -> None:
         """Kill the operator with SIGKILL, so that it finishes nothing."""
@@ -67,9 +68,6 @@ class OperatorProcess:
         names = {"now": "VmRSS", "peak": "VmHWM"}
         found = {key: re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE) for key, name in names.items()}
         return {key: round(int(match[1]) / _MEBIBYTE_IN_KIBIBYTES, 1) for key, match in found.items() if match}
-
-    def threads(self) -> int:
-        return len(list((self._proc() / "task").iterdir()))
 
     def _proc(self) -> Path:
         if self._process is None or self._process.poll() is not None:

@@ -1,16 +1,18 @@
 """Makes speculators that are at rest: each was trained for some time, and nothing is to be done.
 
 The bench writes the store's records, and the keys that sign them, in place of the trainer, the validators and an
-earlier operator. The trainer stand-in rewrites ``trainer/status.json`` as a trainer that waits for traces does.
+earlier operator. Versions 1 and 2 were measured and promoted, and version 3 was measured and refused. Pods serve
+version 2. The trainer stand-in rewrites ``trainer/status.json`` as a trainer that waits for traces does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import boto3
@@ -18,12 +20,13 @@ from botocore.config import Config
 from tests.assets.s3 import S3
 from tests.bench.operator.api_client import ApiClient, Object, in_parallel
 from tests.bench.operator.fleet import Fleet, Speculator
-from tests.bench.operator.trained_records import REFUSED, trained_records
+from tests.unit.operator.worlds import channel, evidence, lineage, registration, samples
 
 from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import new_keys
 from aurora_protocol.draft_records import RootOwner
-from aurora_protocol.signatures import KeyName
+from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
+from aurora_protocol.signatures import KeyName, SigningKeys, signed
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
 from aurora_store.keys import owner_id, root
@@ -34,6 +37,12 @@ HEARTBEAT_SECONDS = 15.0
 """How often a trainer that waits for traces rewrites its status."""
 PARALLEL_CALLS = 16
 URL_SECONDS = 6 * 3600
+PREVIOUS, ACTIVE, REFUSED = 1, 2, 3
+EPOCH: Final = 3
+"""The epoch in which version :data:`ACTIVE` was promoted."""
+ROUNDS: Final = 10
+"""Rounds of each measurement. Each has batches of three arms at two concurrencies."""
+_REFUSED_SPEEDS: Final = {Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 120}
 
 
 def spec(endpoint: str, replicas: int) -> Object:
@@ -105,6 +114,41 @@ class Seeds:
                     await _put(session, url, trainer_status())
                     due += HEARTBEAT_SECONDS / len(urls)
                     await asyncio.sleep(max(0.0, due - loop.time()))
+
+
+def trained_records(root: str, owner: RootOwner, keys: SigningKeys) -> dict[str, bytes]:
+    """Key below ``root``, which ``owner`` owns -> record, the trainer's status left out."""
+    plain = {Keys.lineage(1): lineage().to_json()}
+    plain |= {Keys.registration(version): registration(version).to_json() for version in range(REFUSED + 1)}
+    channels = {
+        Keys.channel(1): channel(0, owner=owner),
+        Keys.channel(2): channel(PREVIOUS, epoch=2, previous=0, owner=owner),
+        Keys.channel(EPOCH): channel(ACTIVE, epoch=EPOCH, previous=PREVIOUS, owner=owner),
+    }
+    measured = (
+        evidence(PREVIOUS, samples=samples(ROUNDS), end=MeasurementEnd.DECIDED),
+        evidence(ACTIVE, active=PREVIOUS, samples=samples(ROUNDS), end=MeasurementEnd.DECIDED),
+        evidence(
+            REFUSED,
+            VerdictKind.REJECT,
+            active=ACTIVE,
+            samples=samples(ROUNDS, _REFUSED_SPEEDS),
+            end=MeasurementEnd.DECIDED,
+        ),
+    )
+    return {
+        **plain,
+        **_signed(root, {key: record.to_json() for key, record in channels.items()}, keys[KeyName.CHANNEL]),
+        **_signed(
+            root,
+            {Keys.evidence(each.version, each.attempt): each.to_json() for each in measured},
+            keys[KeyName.EVIDENCE],
+        ),
+    }
+
+
+def _signed(root: str, records: Mapping[str, bytes], secret: bytes) -> dict[str, bytes]:
+    return {key: signed(data, f"{root}/{key}", secret) for key, data in records.items()}
 
 
 def trainer_status() -> bytes:

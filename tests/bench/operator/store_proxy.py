@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 CHUNK_BYTES = 1 << 16
 MAX_HEADER_BYTES = 1 << 16
-RECORD_KIND_PART = 5
-"""Position of the kind in ``/<bucket>/<prefix>/<namespace>/<name>/<kind>/...``."""
 
 
 class StoreProxy:
-    """Counts requests as ``<operation> <kind of record>``. Runs on the loop of :meth:`start`."""
+    """Counts requests. Runs on the loop of :meth:`start`."""
 
     def __init__(self, upstream: str) -> None:
         """``upstream``: the endpoint of the S3 server, as an http URL."""
@@ -26,7 +23,7 @@ class StoreProxy:
         self._host, self._port = str(parts.hostname), int(parts.port or 80)
         self._server: asyncio.Server
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        self.counts: Counter[str] = Counter()
+        self.calls = 0
         self.endpoint = ""
         """The proxy's own URL, once it is started."""
 
@@ -53,7 +50,7 @@ class StoreProxy:
             try:
                 while True:
                     header = await reader.readuntil(b"\r\n\r\n")
-                    self.counts[operation(header)] += 1
+                    self.calls += 1
                     upstream.write(header)
                     await _copy_exactly(reader, upstream, content_length(header))
             finally:
@@ -94,20 +91,3 @@ def content_length(header: bytes) -> int:
         elif name == b"transfer-encoding":
             raise ValueError("the proxy passes on no chunked requests")
     return length
-
-
-def operation(header: bytes) -> str:
-    """``<operation> <kind of record>``: ``GetObject trainer``, ``ListObjectsV2 channel``, ``HeadBucket``."""
-    method, target = header.split(b" ", 2)[:2]
-    parts = urlsplit(target.decode())
-    query = parse_qs(parts.query)
-    bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
-    if method == b"GET" and not key:
-        name, key = "ListObjectsV2", query.get("prefix", [""])[0]
-    elif not key:
-        name = f"{method.decode().title()}Bucket"
-    else:
-        name = f"{method.decode().title()}Object"
-    path = f"/{bucket}/{key}".split("/")
-    kind = path[RECORD_KIND_PART] if len(path) > RECORD_KIND_PART else ""
-    return f"{name} {kind}".strip()

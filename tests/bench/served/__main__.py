@@ -24,7 +24,7 @@ from typing import Final
 
 from tests.assets.bench_engine import engine_arguments, engine_device
 from tests.assets.model import ensure_model
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, measuring
+from tests.bench.bench_command import bench_parser, commit, measuring
 from tests.bench.served.arms import Arm, ArmSpec, Servers, arms_of
 from tests.bench.served.live_training import LiveTraining, TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import RESERVED, reserved, traffic
@@ -77,11 +77,11 @@ async def measure_domain(
     room = longest + 2 * MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, room * max(*concurrencies, 8))
     spec = ArmSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
-    async with Servers(spec, folder, arms, tokenizer, MAX_ANSWER_TOKENS, options.temperature) as servers:
+    async with Servers(spec, folder, arms, tokenizer, MAX_ANSWER_TOKENS) as servers:
         # The warm-up is of traffic that no server has answered, as far as there is some.
         await servers.learn(before[:answered], (before[answered:] or before)[: plan.warmups_needed])
         measured = await measure(servers, plan, fresh)
-        return Outcome(domain, plan, measured, training, answered, options.temperature)
+        return Outcome(domain, plan, measured, training, answered)
 
 
 def _options() -> argparse.Namespace:
@@ -94,9 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
     parser.add_argument("--per-worker", type=int, default=4, help="conversations per batch and unit of concurrency")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5], help="steps of the arms with a fixed draft")
-    parser.add_argument("--temperature", type=float, default=0, help="0: greedy answers, which are compared")
     parser.add_argument("--out", type=Path, help="folder for served-DOMAIN.md, served-DOMAIN.json and the drafts")
-    add_lock_option(parser)
     options = parser.parse_args()
     needed = options.rounds * options.per_worker * sum(options.concurrency)
     if short := [domain for domain in options.traffic if needed > RESERVED[domain]]:
@@ -113,7 +111,7 @@ def main() -> None:
     for domain in options.traffic:
         if options.out and (options.out / f"served-{domain}.json").exists():
             continue
-        with measuring("tests.bench.served", options.lock, code) as measurement:
+        with measuring("tests.bench.served", code) as measurement:
             tokens = LEARNED_TOKENS[domain] if options.tokens is None else options.tokens
             training = train(domain, tokens, options.out or measurement.folder)
             drafts = [one.draft for one in training.checkpoints]

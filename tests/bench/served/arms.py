@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import aiohttp
-from tests.bench.stream_timing import StepTiming, time_stream
+from tests.bench.stream_timing import time_stream
 from tests.traffic.driver import Conversation
 
 from aurora_api.v1alpha1.capture import CaptureSpec
@@ -105,17 +105,6 @@ class ArmSpec(EngineSpec):
 
 
 @dataclass(frozen=True)
-class SampledClient(LoadClient):
-    """Requests whose answers are sampled. Each arm then gives answers of its own."""
-
-    temperature: float = 0.0
-
-    async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
-        body["sampling_params"]["temperature"] = self.temperature
-        return await super()._generate(body)
-
-
-@dataclass(frozen=True)
 class StockAdaptive(Eagle3):
     """SGLang's own rule chooses the steps, of its default ones (sglang/srt/speculative/adaptive_spec_params.py:28)."""
 
@@ -162,7 +151,6 @@ class Servers:
         folder: for the servers' logs.
         tokenizer: that of the target.
         max_new_tokens: largest number of tokens of an answer.
-        temperature: 0: answers are greedy.
     """
 
     spec: ArmSpec
@@ -170,7 +158,6 @@ class Servers:
     arms: Sequence[Arm]
     tokenizer: Any
     max_new_tokens: int
-    temperature: float = 0.0
     _warmup: list[str] = field(default_factory=list, init=False)
     _processes: dict[str, EngineProcess] = field(default_factory=dict, init=False)
     _session: aiohttp.ClientSession = field(init=False)
@@ -208,8 +195,7 @@ class Servers:
         return process.url
 
     def _client(self, server: str, wish: Mapping[str, bool]) -> LoadClient:
-        url = self._url(server)
-        return SampledClient(self._session, url, wish=wish, temperature=self.temperature)
+        return LoadClient(self._session, self._url(server), wish=wish)
 
     async def learn(self, traffic: Sequence[Conversation], warmup: Sequence[Conversation]) -> None:
         """Let each experienced server answer ``traffic``. ``warmup`` is for later, and is in no batch.
@@ -223,10 +209,10 @@ class Servers:
             if failures := sum(result.failures for result in results):
                 raise MeasurementError(f"{arm.name}: {failures} requests failed while it answered the traffic")
 
-    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int = 0) -> list[StepTiming]:
-        """Answer ``concurrency`` warm-up requests at once, outside of any batch. Their timings give a round's cost.
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int = 0) -> list[float]:
+        """Answer ``concurrency`` warm-up requests at once, outside of any batch, from the place ``first_warmup`` on.
 
-        ``first_warmup`` is the place of the first one.
+        Returns the milliseconds of a step of each, which are the cost of a round.
         """
         port = urlsplit(self._url(arm.server)).port
         assert port is not None, "every engine has a port"

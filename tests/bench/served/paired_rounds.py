@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.bench.served.arms import Arm, Servers
-from tests.bench.stream_timing import StepTiming
 from tests.traffic.driver import Conversation
 
 from aurora_protocol import evidence_records
@@ -158,9 +157,7 @@ async def measure(servers: Servers, plan: MeasurementPlan, conversations: Sequen
 
     Raises :class:`MeasurementError` when a request without speculation failed.
     """
-    equality = {
-        arm.name: EqualityCounter(plan.near_tie_gap) for arm in plan.arms if arm != plan.off and not servers.temperature
-    }
+    equality = {arm.name: EqualityCounter(plan.near_tie_gap) for arm in plan.arms if arm != plan.off}
     first_turns = [servers.tokens([*one.opening(), {"role": "user", "content": one.turns[0]}]) for one in conversations]
     samples, off_answers = list[Sample](), dict[int, Answer]()
     for number in range(plan.rounds):
@@ -183,7 +180,7 @@ async def measure(servers: Servers, plan: MeasurementPlan, conversations: Sequen
     return Measured(tuple(samples), {name: count.record() for name, count in equality.items()})
 
 
-def _sample(number: int, batch: Batch[Arm], turns: Sequence[BatchResult], timings: Sequence[StepTiming]) -> Sample:
+def _sample(number: int, batch: Batch[Arm], turns: Sequence[BatchResult], milliseconds: Sequence[float]) -> Sample:
     rounds = [turn.verify_rounds for turn in turns if turn.verify_rounds is not None]
     counts = BatchCounts(
         requests=len(batch.prompts) * len(turns),
@@ -192,8 +189,7 @@ def _sample(number: int, batch: Batch[Arm], turns: Sequence[BatchResult], timing
         verify_rounds=sum(rounds) if rounds else None,
         failures=sum(turn.failures for turn in turns),
     )
-    milliseconds = tuple(timing.milliseconds_per_step for timing in timings)
-    return Sample(batch.arm.name, batch.concurrency, number, counts, milliseconds)
+    return Sample(batch.arm.name, batch.concurrency, number, counts, tuple(milliseconds))
 
 
 def _describe_speeds(samples: Sequence[Sample], number: int) -> str:

@@ -31,7 +31,6 @@ class Outcome:
 
     Attributes:
         answered_before: conversations that the experienced servers had before they were measured.
-        temperature: 0: greedy answers.
     """
 
     domain: str
@@ -39,7 +38,6 @@ class Outcome:
     measured: Measured
     training: LiveTraining
     answered_before: int
-    temperature: float = 0.0
 
 
 def speed_table(outcome: Outcome) -> str:
@@ -97,15 +95,14 @@ def caption(outcome: Outcome) -> str:
     """A paragraph about the conversations and the training of the draft."""
     plan, training = outcome.plan, outcome.training
     last = training.checkpoints[-1].record
-    answers = f"Answers sampled at temperature {outcome.temperature}" if outcome.temperature else "Greedy answers"
     return (
         f"**{outcome.domain}**: {plan.rounds} rounds on {plan.needed} conversations that neither the draft nor a server"
         f" had seen. The draft learned from {last.requests} live requests ({last.tokens} answer tokens, held-out ones"
         f" included) in {last.steps} steps, {last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU"
         f" seconds. Learning ended {last.settled_seconds:.0f} s after the last request. All servers but the fresh pod's"
-        f" had answered the first {outcome.answered_before} conversations of this traffic. {answers}. The"
-        " controller's servers capture traces, as pods do by default. Tokens per second include the prefill. The cost"
-        " of a round is the median over streams, between their first and their last output."
+        f" had answered the first {outcome.answered_before} conversations of this traffic. Answers are greedy."
+        " The controller's servers capture traces, as pods do by default. Tokens per second include the prefill."
+        " The cost of a round is the median over streams, between their first and their last output."
     )
 
 

@@ -10,24 +10,20 @@ of a decision (choose and observe together) by batch size, median [quartiles], a
 indexes each request's last token and searches its text, on the host, with the scope Request. ``--decisions`` prints
 these only, within seconds.
 
-Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays recorded rounds, as
-those of recorded.json. Takes about two minutes. Needs a CPU only.
+Generated rounds have the statistics of docs/results/served-speedup.md. Takes about two minutes. Needs a CPU only.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 from tests.bench.bench_command import bench_parser, commit, machine
 from tests.bench.markdown import markdown_row, markdown_table, median_and_quartiles
 from tests.bench.speculation.cost_tables import cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import traffics
-from tests.bench.speculation.recorded_rounds import RecordedRounds
 from tests.bench.speculation.regret import measure_regret, new_controller
 
 from aurora_api.v1alpha1.draft import LookupScope
@@ -44,6 +40,9 @@ LEAST_ROUNDS = 60
 PROMPT_TOKENS = 500
 VOCABULARY = 32_000
 MACHINES = {"cpu": cpu_milliseconds, "gpu": gpu_milliseconds}
+CONCURRENCIES = (1, 4, 16, 64)
+SEED = 1
+"""Of traffic, noise and exploration."""
 
 
 def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
@@ -87,17 +86,15 @@ def words(rng: random.Random, count: int) -> list[int]:
     return [min(VOCABULARY - 1, int(rng.paretovariate(0.7))) for _ in range(count)]
 
 
-def print_regret(options: argparse.Namespace) -> None:
+def print_regret() -> None:
     """A row per cost table, concurrency and traffic, as it is measured."""
     head = ["costs", "traffic", "concurrency", "best arm", "best / off", "controller / best", "worst 200 / off"]
     print(markdown_table([*head, "exploring"], []))
-    for table in options.machines:
-        for concurrency in options.concurrency:
+    for table, costs in MACHINES.items():
+        for concurrency in CONCURRENCIES:
             count = max(REQUESTS_AT_LEAST, REQUESTS_PER_PLACE * concurrency)
-            file = options.recorded
-            every = RecordedRounds.read(file).traffics(count) if file else traffics(count, options.seed)
-            for name, traffic in every.items():
-                regret = measure_regret(traffic, concurrency, MACHINES[table], options.seed)
+            for name, traffic in traffics(count, SEED).items():
+                regret = measure_regret(traffic, concurrency, costs, SEED)
                 figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
                 cells = [table, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
                 print(markdown_row(cells), flush=True)
@@ -106,14 +103,9 @@ def print_regret(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = bench_parser("tests.bench.speculation", __doc__)
-    parser.add_argument("--machines", nargs="+", choices=list(MACHINES), default=list(MACHINES), help="cost tables")
-    parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16, 64], help="requests at a time")
-    parser.add_argument("--recorded", type=Path, help="replay recorded rounds instead of generated ones")
     parser.add_argument("--decisions", action="store_true", help="measure only how long a decision takes")
-    parser.add_argument("--seed", type=int, default=1, help="seed of traffic, noise and exploration")
-    options = parser.parse_args()
-    if not options.decisions:
-        print_regret(options)
+    if not parser.parse_args().decisions:
+        print_regret()
     print(markdown_table(["batch size", "microseconds a decision", "microseconds of lookup", "rounds"], []))
     for size in (1, 4, 16, 64, 256):
         rounds = max(LEAST_ROUNDS, DECISIONS // size)

@@ -53,17 +53,12 @@ class BestFixedArm:
     """The speed over off's."""
 
 
-def best_fixed_arm(
-    traffic: Sequence[RecordedRequest], concurrency: int | Load, costs: CostTable, rounds: int | None = None
-) -> BestFixedArm:
+def best_fixed_arm(traffic: Sequence[RecordedRequest], concurrency: int | Load, costs: CostTable) -> BestFixedArm:
     """The best of off, lookup with a fixed width, and the draft with a fixed number of steps.
 
     The best is chosen afterwards on the same requests, so it is a little better than anyone could have known.
-
-    Args:
-        rounds: each arm plays so many rounds. None: all.
     """
-    speeds = {arm: fixed_arm_speed(arm, traffic, concurrency, costs, rounds) for arm in ARMS}
+    speeds = {arm: fixed_arm_speed(arm, traffic, concurrency, costs) for arm in ARMS}
     best = max(speeds, key=speeds.__getitem__)
     return BestFixedArm(best, speeds[best], speeds[best] / speeds[OFF])
 
@@ -73,24 +68,22 @@ def fixed_arm_speed(
     traffic: Sequence[RecordedRequest],
     concurrency: int | Load,
     costs: CostTable,
-    rounds: int | None = None,
 ) -> float:
     """Tokens per millisecond of :func:`play` with one arm, from whole requests instead of round by round.
 
     The draft processes each round. So all rounds between two ends of requests take the same time.
     """
-    load, most = load_of(concurrency), float("inf") if rounds is None else rounds
+    load = load_of(concurrency)
     answers = [_tokens_of_rounds(arm, request) for request in traffic]
     starts, ends, now, milliseconds = list[int](), list[int](), 0, 0.0
     for begun in range(len(answers) + 1):
         while len(ends) >= load(begun):
             size, before, now = len(ends), now, heapq.heappop(ends)
-            milliseconds += max(0, min(now, most) - before) * costs(arm, size, False)
+            milliseconds += (now - before) * costs(arm, size, False)
         if begun < len(answers):
             starts.append(now)
             heapq.heappush(ends, now + len(answers[begun]))
-    played = int(min(now, most))
-    tokens = sum(sum(answer[: max(0, played - start)]) for start, answer in zip(starts, answers, strict=True))
+    tokens = sum(sum(answer[: now - start]) for start, answer in zip(starts, answers, strict=True))
     return tokens / milliseconds
 
 

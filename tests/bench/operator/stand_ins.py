@@ -1,22 +1,32 @@
-"""A stand-in for the agents of all pods: one HTTP server with one loopback address for each pod.
+"""Stand-ins for the agents of all pods, and for scheduler and kubelet. There are no nodes and no containers.
 
-Linux answers on every address of 127.0.0.0/8, so a server on all addresses sees in each connection which pod was
-called. The stand-in answers ``GET /v1/state`` and ``PUT /v1/draft`` as an agent at rest does. A swap succeeds at once.
-One pod in ten has traffic. Connections from outside the loopback are closed unanswered.
+The agents are one HTTP server with one loopback address for each pod. Linux answers on every address of 127.0.0.0/8, so
+a server on all addresses sees in each connection which pod was called. It answers ``GET /v1/state`` and ``PUT
+/v1/draft`` as an agent at rest does. A swap succeeds at once. One pod in ten has traffic. Connections from outside the
+loopback are closed unanswered.
+
+The kubelet makes every pod of the operator's workloads run and become ready. A pod is an object on the API server, with
+the address of its agent. The Deployments are real: kube-controller-manager makes their pods.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
-from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from tests.bench.operator.trained_records import ACTIVE, EPOCH
+from tests.bench.operator.api_client import STRATEGIC_PATCH, ApiClient, ApiError, Object
+from tests.bench.operator.fleet import Speculator
+from tests.bench.operator.seeds import ACTIVE, EPOCH
 
 from aurora_protocol.agent_api import AGENT_PORT, AgentState, LiveCounters, SwapRequest, SwapStatus
 
+WORKERS = 8
+LABELS = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Daurora-operator"
+INFERENCE = "inference"
 FIRST_NETWORK = 64
 """Pods have the addresses from 127.64.0.1 on. Lower networks are left to other programs."""
 
@@ -65,8 +75,7 @@ class AgentStandIns:
 
     def __init__(self) -> None:
         self._agents: dict[str, _Agent] = {}
-        self.counts: Counter[str] = Counter()
-        """``<method> <path>`` -> calls."""
+        self.calls = 0
         self._server: asyncio.Server
         self._connections: set[asyncio.Transport] = set()
 
@@ -92,7 +101,7 @@ class AgentStandIns:
 
     def answer(self, pod_address: str, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """The HTTP status and the body."""
-        self.counts[f"{method} {path}"] += 1
+        self.calls += 1
         agent = self._agents.get(pod_address)
         if agent is None:
             return 503, b"no pod has this address"
@@ -150,3 +159,91 @@ def _content_length(header: bytes) -> int:
         if line.startswith(b"content-length:"):
             return int(line[15:])
     return 0
+
+
+class KubeletStandIn:
+    """Runs pods until its tasks are cancelled."""
+
+    def __init__(self, api: ApiClient, agents: AgentStandIns) -> None:
+        self._api, self._agents = api, agents
+        self._queue: asyncio.Queue[tuple[str, str, list[str]]] = asyncio.Queue()
+        self._seen: set[str] = set()
+        self._numbers = itertools.count()
+        self.pods: dict[Speculator, set[str]] = {}
+        """The names of the inference pods of each speculator."""
+
+    @property
+    def count(self) -> int:
+        """Pods that were started."""
+        return len(self._seen)
+
+    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        workers = [group.create_task(self._work()) for _ in range(WORKERS)]
+        return [group.create_task(self._api.watch("/api/v1/pods", self._handle, LABELS)), *workers]
+
+    def _handle(self, kind: str, pod: Object) -> None:
+        metadata = pod["metadata"]
+        labels = metadata.get("labels") or {}
+        key = Speculator(metadata["namespace"], labels.get("app.kubernetes.io/instance", ""))
+        inference = labels.get("app.kubernetes.io/component") == INFERENCE
+        if kind == "DELETED":
+            self.pods.get(key, set()).discard(metadata["name"])
+        elif metadata["uid"] not in self._seen:
+            self._seen.add(metadata["uid"])
+            containers = [container["name"] for container in pod["spec"]["containers"]]
+            self._queue.put_nowait((metadata["namespace"], metadata["name"], containers))
+            if inference:
+                self.pods.setdefault(key, set()).add(metadata["name"])
+
+    async def _work(self) -> None:
+        while True:
+            namespace, name, containers = await self._queue.get()
+            pod_address = address(next(self._numbers))
+            self._agents.add(pod_address, name)
+            try:
+                await self._patch(namespace, name, running_status(pod_address, containers))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+
+    async def set_ready(self, namespace: str, name: str, ready: bool) -> None:
+        """Change the pod's condition Ready, as a readiness probe does."""
+        status = {"conditions": [condition(kind, ready) for kind in ("ContainersReady", "Ready")]}
+        await self._patch(namespace, name, status)
+
+    async def _patch(self, namespace: str, name: str, status: Object) -> None:
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}/status"
+        await self._api.call("PATCH", path, {"status": status}, STRATEGIC_PATCH)
+
+
+def condition(kind: str, true: bool) -> Object:
+    """A pod's condition."""
+    return {"type": kind, "status": str(true), "lastTransitionTime": _now()}
+
+
+def running_status(pod_address: str, containers: list[str]) -> Object:
+    """The status of a pod whose containers run and pass their probes."""
+    running = {"running": {"startedAt": _now()}}
+    return {
+        "phase": "Running",
+        "podIP": pod_address,
+        "podIPs": [{"ip": pod_address}],
+        "startTime": _now(),
+        "conditions": [condition(kind, True) for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")],
+        "containerStatuses": [
+            {
+                "name": name,
+                "ready": True,
+                "started": True,
+                "restartCount": 0,
+                "state": running,
+                "image": "",
+                "imageID": "",
+            }
+            for name in containers
+        ],
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
