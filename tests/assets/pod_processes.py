@@ -32,6 +32,7 @@ SPECULATOR_KEY = "key-of-the-speculator"
 AGENT_TOKEN = "agent-token-of-the-test"  # noqa: S105 - used by tests only
 START_TIMEOUT_SECONDS = 900.0
 STOP_TIMEOUT_SECONDS = 60.0
+SWAP_TIMEOUT_SECONDS = 120.0
 ENGINE_POLL_SECONDS = 0.3
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -235,16 +236,16 @@ class PodProcesses:
     def state(self) -> AgentState:
         return AgentState.from_json(http_body(f"{self.agent_url}/v1/state", token=AGENT_TOKEN))
 
-    def request_swap(self, request: SwapRequest, *, token: str = AGENT_TOKEN) -> int:
+    def request_swap(self, request: SwapRequest) -> int:
         """Ask the agent for a swap, as the operator does. Returns the HTTP status."""
-        return http_status(f"{self.agent_url}/v1/draft", body=request.to_json(), method="PUT", token=token)
+        return http_status(f"{self.agent_url}/v1/draft", body=request.to_json(), method="PUT", token=AGENT_TOKEN)
 
-    def wait_until_swap_ends(self, *, timeout_seconds: float = 120) -> AgentState:
+    def wait_until_swap_ends(self) -> AgentState:
         """Wait until no swap is going on, and return the agent's state."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + SWAP_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             state = self.state()
             if state.swap.phase.value in ("Idle", "Failed"):
                 return state
             time.sleep(0.1)
-        raise TimeoutError(f"the swap did not end within {timeout_seconds:.0f} s; the agent's state: {self.state()}")
+        raise TimeoutError(f"the swap did not end in time; the agent's state: {self.state()}")

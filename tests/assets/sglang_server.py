@@ -42,8 +42,6 @@ class Server:
     pid: int
     """The main process."""
     log: Path
-    startup_seconds: float
-    """From the start of the process until the server was ready."""
 
     def post(self, path: str, body: dict[str, Any], *, timeout_seconds: float = 300.0) -> Any:
         """POST JSON and return the JSON answer.
@@ -61,16 +59,14 @@ class Server:
         return json.loads(answer)
 
 
-def speculation_flags(
-    draft: Path | None, *, num_steps: int = DRAFT_STEPS, topk: int = 1, tokens: int | None = None
-) -> list[str]:
-    """SGLang's flags for speculation with an EAGLE-3 draft. Empty without a draft."""
+def speculation_flags(draft: Path | None, *, num_steps: int = DRAFT_STEPS) -> list[str]:
+    """SGLang's flags for speculation with chains of an EAGLE-3 draft. Empty without a draft."""
     if draft is None:
         return []
     return [
         *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft)),
-        *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", str(topk)),
-        *("--speculative-num-draft-tokens", str(tokens or num_steps + 1)),
+        *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(num_steps + 1)),
     ]
 
 
@@ -84,7 +80,6 @@ def sglang_server(
     log: Path | None = None,
     num_steps: int = DRAFT_STEPS,
     plugins: str = "aurora_cpu,aurora_vocabulary",
-    engine_args: Sequence[str] | None = None,
     stop_seconds: float = STOP_TIMEOUT_SECONDS,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it when the context ends.
@@ -93,7 +88,6 @@ def sglang_server(
         draft: Directory of an EAGLE-3 draft. None: no speculation, unless `extra_args` ask for it.
         env: Variables that are added to the CPU engine's.
         plugins: The SGLang plugins that may load (`SGLANG_PLUGINS`), separated by commas.
-        engine_args: Replaces the CPU engine's flags.
         stop_seconds: How long the server may take to end by itself, which SGLang begins only every 5 s. 0 where
             nothing reads what the server does at its end.
 
@@ -106,7 +100,7 @@ def sglang_server(
     command = [
         *(str(Path(sys.executable).with_name("sglang")), "serve", "--model-path", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
-        *(server_arguments(speculative) if engine_args is None else engine_args),
+        *server_arguments(speculative),
         *speculation_flags(draft, num_steps=num_steps),
         *map(str, extra_args),
     ]
@@ -125,11 +119,10 @@ def sglang_server(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    started = time.monotonic()
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(process, port, log_file)
-        yield Server(url, port, process.pid, log_file, time.monotonic() - started)
+        yield Server(url, port, process.pid, log_file)
     finally:
         _stop(process, stop_seconds)
 

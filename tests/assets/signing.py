@@ -24,9 +24,9 @@ def record_keys(owner: Owner, keys: Mapping[KeyName, bytes] = KEYS) -> RecordKey
     return RecordKeys(owner_id(owner.uid), keys[KeyName.CHANNEL], keys[KeyName.EVIDENCE])
 
 
-def secret_data(keys: Mapping[KeyName, bytes] = KEYS) -> dict[str, str]:
-    """The data of the Secret with ``keys``, as the API server returns them."""
-    return {name.value: base64.b64encode(key).decode() for name, key in keys.items()}
+def secret_data() -> dict[str, str]:
+    """The data of the Secret with :data:`KEYS`, as the API server returns them."""
+    return {name.value: base64.b64encode(key).decode() for name, key in KEYS.items()}
 
 
 def write_keys(folder: Path) -> None:

@@ -18,16 +18,3 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def lock_at_once(path: Path) -> Iterator[bool]:
-    """Hold the file `path` as a lock and yield True, or yield False if another process holds the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

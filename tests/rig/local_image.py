@@ -1,4 +1,4 @@
-"""``python -m tests.rig.local_image`` makes the one image that all pods of the local cluster use.
+"""Makes the one image that all pods of the local cluster use.
 
 The image contains the light Python environment (requirements/light.txt, without torch), this checkout's packages and
 SeaweedFS. Users build images with the Dockerfile, which needs a container engine and a registry. The rig builds an
@@ -78,7 +78,3 @@ def _write_programs(folder: Path, checkout: Path) -> None:
             f"#!/usr/bin/env python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
         )
         program.chmod(0o755)
-
-
-if __name__ == "__main__":
-    print(*local_image())

@@ -1,14 +1,12 @@
 """Operator processes beside a real API server: replicas that compete for a Lease, and faults that hit one of them.
 
-Each replica has a ServiceAccount of its own, so the API server's audit log tells who wrote what, and a proxy of its
-own, so that its network can be cut. There are no pods: the speculator's store has no credentials, and the operator
-only keeps the children and the status.
+Each replica has a ServiceAccount and a proxy of its own, so that its network can be cut. There are no pods: the
+speculator's store has no credentials, and the operator only keeps the children and the status.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -20,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kubernetes import client
 from kubernetes import config as kube_config
@@ -148,9 +145,9 @@ class OperatorRig:
         for namespace in (NAMESPACE, SYSTEM_NAMESPACE):
             self.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
-    def create_speculator(self, name: str = NAME) -> None:
+    def create_speculator(self) -> None:
         kind = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "AuroraSpeculator"}
-        self.server.apply({**kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": SPEC})
+        self.server.apply({**kind, "metadata": {"name": NAME, "namespace": NAMESPACE}, "spec": SPEC})
 
     @contextlib.contextmanager
     def replica(self, name: str, module: str = "aurora_operator", **settings: str) -> Iterator[OperatorReplica]:
@@ -210,71 +207,3 @@ def seconds_until(holds: Callable[[], bool], timeout_seconds: float, what: str) 
             raise TimeoutError(f"{what}: not within {timeout_seconds:.0f} s")
         time.sleep(_POLL_SECONDS)
     return time.monotonic() - started
-
-
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [
-        {"level": "None", "verbs": ["get", "list", "watch"]},
-        {
-            "level": "Request",
-            "namespaces": [SYSTEM_NAMESPACE],  # the API server has a Lease of its own elsewhere
-            "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
-        },
-        {"level": "Metadata", "userGroups": [f"system:serviceaccounts:{SYSTEM_NAMESPACE}"]},
-        {"level": "None"},
-    ],
-}
-
-
-def audit_flags(folder: Path) -> list[str]:
-    """Flags with which the API server logs the writes of the replicas to ``folder``/audit.log."""
-    policy = folder / "audit-policy.json"
-    policy.write_text(json.dumps(AUDIT_POLICY))
-    return [f"--audit-policy-file={policy}", f"--audit-log-path={folder / 'audit.log'}", "--audit-log-mode=blocking"]
-
-
-@dataclass(frozen=True)
-class AuditedActs:
-    """What the replicas wrote."""
-
-    acts: int
-    """Writes of any replica to anything but the Lease."""
-    takeovers: int
-    """How often the Lease went from one replica to another."""
-    violations: tuple[str, ...]
-    """Writes by a replica after another replica had taken the Lease."""
-
-
-def audited_acts(log: Path) -> AuditedActs:
-    """Check in the audit log that no replica wrote anything after another replica had taken the Lease."""
-    events = [json.loads(line) for line in log.read_text().splitlines()]
-    taken: list[tuple[str, str]] = []
-    acts: list[tuple[str, str, str]] = []
-    for event in events:
-        user, reference = event["user"]["username"].rpartition(":")[2], event["objectRef"]
-        if reference["resource"] != "leases":
-            acts.append((event["requestReceivedTimestamp"], user, _act_text(event)))
-        elif event["responseStatus"]["code"] < 300 and event["requestObject"]["spec"].get("holderIdentity"):
-            taken.append((event["stageTimestamp"], user))
-    taken.sort()
-    takeovers = sum(before[1] != after[1] for before, after in itertools.pairwise(taken))
-    violations = [
-        f"{received} {user} {text}, but {holder} holds the Lease"
-        for received, user, text in acts
-        if (holder := _holder_at(taken, received)) not in ("", user)
-    ]
-    return AuditedActs(len(acts), takeovers, tuple(violations))
-
-
-def _holder_at(taken: list[tuple[str, str]], received: str) -> str:
-    """Who had taken the Lease last when a request was received. All timestamps have the same format, in UTC."""
-    return next((user for stored, user in reversed(taken) if stored < received), "")
-
-
-def _act_text(event: dict[str, Any]) -> str:
-    reference = event["objectRef"]
-    parts = [reference["resource"], reference.get("subresource", ""), reference.get("name", "")]
-    return f"{event['verb']} {'/'.join(part for part in parts if part)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cluster.images.host_python import host_python_volumes
+from tests.cluster.images.python_environment import host_python_volumes
 from tests.rig.local_image import PROGRAMS_IN_IMAGE
 
 MODEL_PATH = "/models/smollm2-135m-instruct"

@@ -11,7 +11,6 @@ Invariant: a rejected node's distribution is the target's distribution after the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,8 +20,10 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.unroll import Level, Trunk, Unrolling
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from tests.assets.model import causal_model
-from tests.assets.traces.proposals import Tree, propose
 from tests.assets.traces.recorded import (
     TOP_K,
     cache_name,
@@ -69,6 +70,38 @@ def simulate_service(traces: Sequence[RequestTrace]) -> Iterator[RequestTrace]:
             train_draft(draft, vocabulary, traces[:start])
         for trace in traces[start : start + REQUESTS_PER_DRAFT]:
             yield with_verify_rounds(trace, propose(draft, vocabulary, trace, DRAFT_STEPS), model, version)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """The nodes of one verify round. The first node is the root."""
+
+    tokens: tuple[int, ...]
+    """The target id of each node."""
+    parents: tuple[int, ...]
+    """The index of each node's parent; -1 for the root."""
+
+
+@torch.inference_mode()
+def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, steps: int) -> list[Tree]:
+    """The draft's chain of ``steps`` tokens after each answer token but the last."""
+    first, slots = trace.prompt_length, trace.tokens.shape[0] - 1
+    root_slot = torch.arange(first - 1, slots - 1)
+    trunk = Trunk(
+        aux=trace.hidden[None, :slots],
+        aux_scale=torch.ones(1, slots),
+        tokens=trace.tokens[None, 1:].long(),
+        start=torch.zeros(1, dtype=torch.int64),
+        root_slot=root_slot[None],
+    )
+    unrolling, places = Unrolling(draft, trunk), torch.arange(root_slot.numel())
+    chains = [trace.tokens[first:-1]]
+    for step in range(steps):
+        chains.append(vocabulary.to_target[draft.logits(unrolling.outputs)[0].argmax(-1)])
+        if step < steps - 1:
+            unrolling.descend(Level(chains[-1][None], places[None]))
+    parents = tuple(range(-1, steps))
+    return [Tree(tuple(tokens), parents) for tokens in torch.stack(chains, dim=1).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +210,3 @@ def with_verify_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: An
         top_logprobs=top.values.to(torch.float16),
         uncaptured_mass=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
     )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("domain", choices=sorted(MESSAGES_BY_DOMAIN), help="the kind of requests")
-    options = parser.parse_args()
-    for drafted in drafted_traces(options.domain)[::REQUESTS_PER_DRAFT]:
-        print(f"version {int(drafted.version[0])}: {drafted.answer_tokens} tokens in {drafted.root.shape[0]} rounds")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -66,9 +65,9 @@ EXTRACTION_TASK = (
 """The example makes the model answer with one flat object. Without it the model nests objects until the token limit."""
 
 
-def json_messages(count: int, seed: int = 0) -> list[str]:
+def json_messages(count: int) -> list[str]:
     """``count`` distinct user messages that ask for a sentence's facts as JSON, with an example."""
-    rng, messages = random.Random(seed), dict[str, None]()  # noqa: S311 - reproducible data, no secret
+    rng, messages = random.Random(0), dict[str, None]()  # noqa: S311 - reproducible data, no secret
     while len(messages) < count:
         sentence = rng.choice(SENTENCES).format(
             name=rng.choice(NAMES), city=rng.choice(CITIES), number=rng.choice(NUMBERS), item=rng.choice(ITEMS)
@@ -187,8 +186,3 @@ def _write(path: Path, data: bytes) -> None:
     unfinished = path.with_suffix(".part")
     unfinished.write_bytes(data)
     unfinished.rename(path)
-
-
-if __name__ == "__main__":
-    traces = json_traces()
-    print(json.dumps({"requests": len(traces), "answer_tokens": sum(t.answer_tokens for t in traces)}))

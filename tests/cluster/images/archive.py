@@ -27,7 +27,7 @@ class Layer:
 
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
-        self._contents: dict[str, tuple[bytes, int]] = {}
+        self._contents: dict[str, bytes] = {}
         self._links: dict[str, str] = {}
         self._directories: dict[str, int] = {}
 
@@ -35,9 +35,9 @@ class Layer:
         self._drop_earlier_entry(path)
         self._files[path] = source
 
-    def add_content(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+    def add_content(self, path: str, content: str) -> None:
         self._drop_earlier_entry(path)
-        self._contents[path] = (content.encode() if isinstance(content, str) else content, mode)
+        self._contents[path] = content.encode()
 
     def add_link(self, path: str, target: str) -> None:
         self._drop_earlier_entry(path)
@@ -75,9 +75,9 @@ class Layer:
             resolved = self._resolve(path)
             entries[resolved] = _entry(resolved, tarfile.REGTYPE, mode, status.st_size, int(status.st_mtime))
             sources[resolved] = source
-        for path, (content, mode) in self._contents.items():
+        for path, content in self._contents.items():
             resolved = self._resolve(path)
-            entries[resolved] = _entry(resolved, tarfile.REGTYPE, mode, len(content))
+            entries[resolved] = _entry(resolved, tarfile.REGTYPE, 0o644, len(content))
             sources[resolved] = content
         for path, target in self._links.items():
             resolved = self._resolve(path)
@@ -119,11 +119,9 @@ def write_image(
     tag: str,
     layer: Layer,
     *,
-    entrypoint: Sequence[str] = (),
-    command: Sequence[str] = (),
+    entrypoint: Sequence[str],
     env: Mapping[str, str] | None = None,
-    user: str = "",
-    workdir: str = "/",
+    user: str,
 ) -> Path:
     """Write `layer` as an image with one layer. The file `out` appears only when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +133,10 @@ def write_image(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         process = {
             "Env": [f"{name}={value}" for name, value in (env or {}).items()],
-            "Entrypoint": list(entrypoint) or None,
-            "Cmd": list(command) or None,
+            "Entrypoint": list(entrypoint),
+            "Cmd": None,
             "User": user,
-            "WorkingDir": workdir,
+            "WorkingDir": "/",
         }
         machine = os.uname().machine
         config = json.dumps(

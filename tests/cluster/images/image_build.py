@@ -8,7 +8,7 @@ Their owners and modes on this machine do not matter.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.cluster.command import run, run_or_none
@@ -49,12 +49,8 @@ def python_image(
     tag: str,
     python: Path,
     *,
-    site_dirs: Sequence[Path] = (),
     extra: Mapping[str, Path] | None = None,
-    entrypoint: Sequence[str] = (),
-    command: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
-    workdir: str = "/",
 ) -> Path:
     """An image of a Python environment.
 
@@ -62,17 +58,14 @@ def python_image(
 
     Args:
         python: The directory of a virtual environment, or the path of an interpreter, which then has no packages.
-        site_dirs: Directories to copy to the same paths and to put on PYTHONPATH.
         extra: Path in the image -> file or directory of this machine.
-        entrypoint: Default: the image's Python.
     """
     environment = inspect_environment(python)
     layer = Layer()
     _add_base(layer)
-    site_dirs = [directory.absolute() for directory in site_dirs]
-    _compile(environment, site_dirs)
+    _compile(environment)
     _add_python(layer, environment)
-    for directory in (*environment.linked, *site_dirs):
+    for directory in environment.linked:
         _add_tree(layer, directory, str(directory))
     for target, source in (extra or {}).items():
         if source.is_dir():
@@ -87,19 +80,15 @@ def python_image(
         "PYTHONDONTWRITEBYTECODE": "1",
         "SSL_CERT_FILE": str(CERTIFICATES),
     }
-    if site_dirs:
-        variables["PYTHONPATH"] = ":".join(map(str, site_dirs))
     if library_directories:
         variables["LD_LIBRARY_PATH"] = ":".join(library_directories)
     return write_image(
         out,
         tag,
         layer,
-        entrypoint=entrypoint or [str(environment.executable)],
-        command=command,
+        entrypoint=[str(environment.executable)],
         env={**variables, **(env or {})},
         user=f"{USER_ID}:{USER_ID}",
-        workdir=workdir,
     )
 
 
@@ -132,12 +121,10 @@ def _add_base(layer: Layer) -> None:
         layer.add_directory(path)
 
 
-def _compile(environment: PythonEnvironment, site_dirs: Sequence[Path]) -> None:
+def _compile(environment: PythonEnvironment) -> None:
     """Compile modules that are not compiled yet: a pod cannot write to its image and would compile at every start."""
-    directories = list(site_dirs)
     if environment.is_venv:
-        directories = [environment.site, *environment.linked, *site_dirs]
-    if directories:
+        directories = [environment.site, *environment.linked]
         run_or_none(environment.executable, "-m", "compileall", "-q", *directories, timeout_seconds=900)
 
 

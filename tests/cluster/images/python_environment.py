@@ -1,14 +1,22 @@
-"""Finds the files of a Python environment, by asking the environment's own interpreter."""
+"""Finds the files of a Python environment, by asking the environment's own interpreter, and lets a pod use them.
+
+An environment that is too large for an image, such as the one with torch and SGLang, is mounted at its own paths.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.command import run
 
+_SYSTEM_PATHS = ("/usr", "/lib", "/lib64", "/etc/ssl", "/etc/alternatives", "/etc/ld.so.cache")
+"""Programs and libraries, certificates, and the files that the loader and the links in /usr/bin need."""
 _PRINT_PATHS = """
 import json, sys, sysconfig
 paths = sysconfig.get_paths()
@@ -61,3 +69,38 @@ def _in_base(path: Path, prefix: Path, base: Path) -> Path:
     such directory exists.
     """
     return base / path.relative_to(prefix) if path.is_relative_to(prefix) else path
+
+
+def host_python_volumes(venv: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A pod's `volumes` and a container's `volumeMounts` that let the container run the Python of `venv`.
+
+    All mounts are read-only. No path is mounted twice, and no path is mounted below another mount.
+    """
+    environment = inspect_environment(venv)
+    paths = [Path(path) for path in _SYSTEM_PATHS if Path(path).exists()]
+    paths += [environment.prefix, environment.base_prefix, *environment.stdlib]
+    paths += [program.parent for program in environment.executable_chain()]
+    paths += [_environment_of(path) for path in environment.linked]
+    top_paths = [
+        path
+        for path in dict.fromkeys(paths)
+        if not any(other != path and path.is_relative_to(other) for other in paths)
+    ]
+    volumes, mounts = [], []
+    for path in top_paths:
+        name = _volume_name(path)
+        kind = "Directory" if path.is_dir() else "File"
+        volumes.append({"name": name, "hostPath": {"path": str(path.resolve()), "type": kind}})
+        mounts.append({"name": name, "mountPath": str(path), "readOnly": True})
+    return volumes, mounts
+
+
+def _environment_of(path: Path) -> Path:
+    """The environment that a site directory belongs to. Links in `venv` may lead to the environment's programs too."""
+    return next((parent for parent in path.parents if (parent / "pyvenv.cfg").exists()), path)
+
+
+def _volume_name(path: Path) -> str:
+    """A readable DNS label that is unique to the path."""
+    words = re.sub(r"[^a-z0-9]+", "-", str(path).lower()).strip("-")[-40:].strip("-")
+    return f"host-{words}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"

@@ -15,7 +15,7 @@ from tests.cluster.command import NotReadyError, run, run_or_none
 from tests.cluster.local import packet_queue
 from tests.cluster.local.layout import Layout
 
-CGROUP_POLL_SECONDS = 0.05
+CGROUP_POLL_SECONDS, CGROUP_TIMEOUT_SECONDS = 0.05, 10.0
 
 
 def cgroup_hierarchies() -> list[tuple[Path, str]]:
@@ -64,9 +64,9 @@ def cgroup_directories(cluster: Layout) -> list[Path]:
     return directories
 
 
-def remove_cgroups(cluster: Layout, timeout_seconds: float = 10) -> None:
+def remove_cgroups(cluster: Layout) -> None:
     """Remove the cluster's cgroups. Retries, because the kernel refuses for a moment after the last process ended."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + CGROUP_TIMEOUT_SECONDS
     while remaining := cgroup_directories(cluster):
         for directory in remaining:
             try:
