@@ -34,7 +34,7 @@ def rig(aurora: Installation) -> Iterator[AttackRig]:
     aurora.apply(NAME, SPEC)
     aurora.wait_until(NAME, "both pods serve version 0", lambda cr: cr.get("status", {}).get("updated") == "2/2", 600)
     cluster = aurora.cluster
-    with new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context) as connection:
+    with new_client_from_config(str(cluster.kubeconfig)) as connection:
         yield AttackRig(aurora, SyncApi(connection), NAME, specialist)
     aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 

@@ -173,7 +173,7 @@ def main() -> int:
     try:
         return run(cluster)
     finally:
-        if cluster.access.created:
+        if cluster.created:
             cluster.down()
 
 

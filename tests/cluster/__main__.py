@@ -48,9 +48,8 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def become(local: LocalCluster, program: str, arguments: list[str]) -> NoReturn:
     """Become kubectl or helm. The cluster may be down, because `helm lint` needs no cluster."""
-    tools = local.access(created=False).tools
-    path = tools.kubectl.parent / program
-    os.execve(path, [program, *arguments], environment_without_proxies(tools.environment))  # noqa: S606 - no shell
+    environment = environment_without_proxies(local.client_environment())
+    os.execve(binaries() / program, [program, *arguments], environment)  # noqa: S606 - no shell
 
 
 def main() -> int:
@@ -62,10 +61,10 @@ def main() -> int:
         print(binaries())
     elif arguments.command == "up":
         cluster = Cluster.up(arguments.name)
-        action = "started" if cluster.access.created else "was already running"
+        action = "started" if cluster.created else "was already running"
         print_progress(f"cluster {cluster.name} {action}")
         print(f"export KUBECONFIG={cluster.kubeconfig}")
-        print(f'export PATH="{cluster.access.tools.kubectl.parent}:$PATH"')
+        print(f'export PATH="{cluster.programs}:$PATH"')
     elif arguments.command == "down":
         local.down(purge=arguments.purge)
     elif arguments.command in FORWARDED_PROGRAMS:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.cluster.access import Access
 from tests.cluster.command import run
+from tests.cluster.local.build import binaries
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.layout import default_name
 
@@ -20,8 +21,10 @@ class Cluster:
     As a context manager, the object stops the cluster at the end if, and only if, the object started the cluster.
     """
 
-    def __init__(self, access: Access) -> None:
-        self.access = access
+    def __init__(self, local: LocalCluster, created: bool) -> None:
+        """``created``: whether this process started the cluster. Only who started a cluster stops it."""
+        self._local = local
+        self.created = created
 
     @classmethod
     def up(cls, name: str | None = None) -> Cluster:
@@ -30,33 +33,41 @@ class Cluster:
         Args:
             name: Default: the variable CLUSTER_NAME. Two sessions on one machine can use a cluster each.
         """
-        return cls(LocalCluster(name or default_name()).up())
+        local = LocalCluster(name or default_name())
+        return cls(local, created=local.up())
 
     @property
     def name(self) -> str:
-        return self.access.name
+        return self._local.layout.name
 
     @property
     def kubeconfig(self) -> Path:
-        return self.access.tools.kubeconfig
+        return self._local.layout.kubeconfig
 
     @property
     def host_address(self) -> str:
         """The address at which pods reach servers that listen on this machine."""
-        return self.access.host_address
+        return self._local.layout.host_address
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables for programs that a test starts itself, such as the operator on the host."""
-        return self.access.tools.environment
+        return self._local.client_environment()
+
+    @functools.cached_property
+    def programs(self) -> Path:
+        """The folder of kubectl and helm."""
+        return binaries()
 
     def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 120) -> str:  # noqa: A002
         """Run kubectl and return its stdout. A failure raises CommandError, which holds kubectl's stderr."""
-        return self._run(self.access.tools.kubectl, "--context", arguments, input, timeout_seconds)
+        program = self.programs / "kubectl"
+        return run(program, *arguments, env=self.environment, input=input, timeout_seconds=timeout_seconds)
 
     def helm(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 300) -> str:  # noqa: A002
         """Run helm and return its stdout. A failure raises CommandError, which holds helm's stderr."""
-        return self._run(self.access.tools.helm, "--kube-context", arguments, input, timeout_seconds)
+        program = self.programs / "helm"
+        return run(program, *arguments, env=self.environment, input=input, timeout_seconds=timeout_seconds)
 
     def get(self, *arguments: str) -> Any:
         """The parsed output of `kubectl get ... -o json`."""
@@ -79,11 +90,11 @@ class Cluster:
 
     def load_image(self, tar: Path) -> None:
         """Make the images of a docker archive available to pods (imagePullPolicy IfNotPresent or Never)."""
-        self.access.load_image(tar)
+        self._local.load_image(tar)
 
     def down(self) -> None:
         """Stop the cluster."""
-        self.access.down()
+        self._local.down()
 
     def __enter__(self) -> Cluster:
         return self
@@ -91,17 +102,5 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.access.created:
+        if self.created:
             self.down()
-
-    def _run(
-        self,
-        program: Path,
-        context_option: str,
-        arguments: tuple[str | Path, ...],
-        stdin: str | None,
-        timeout_seconds: float,
-    ) -> str:
-        context = self.access.tools.context
-        selected = [context_option, context] if context else []
-        return run(program, *selected, *arguments, env=self.environment, input=stdin, timeout_seconds=timeout_seconds)

@@ -36,5 +36,5 @@ def cluster() -> Iterator[Cluster]:
     try:
         yield running
     finally:
-        if running.access.created and not os.environ.get("CLUSTER_KEEP"):
+        if running.created and not os.environ.get("CLUSTER_KEEP"):
             running.down()

@@ -76,7 +76,7 @@ def running_cluster(story: Story) -> Iterator[Cluster]:
     """The demo's cluster, which ends with the block unless KEEP=1 is set."""
     with story.stage("a cluster of one node"):
         cluster = Cluster.up(CLUSTER_NAME)
-    if not cluster.access.created:
+    if not cluster.created:
         raise DemoError(f"the cluster of another demo runs: wait for its end, or stop it with {STOP_CLUSTER}")
     drop_proxies()
     try:
@@ -173,13 +173,12 @@ def write_report(aurora: Installation) -> str:
 
     A demo without a report is still a demo, so no failure of the command ends the demo.
     """
-    file, tools = LOGS / "report.html", aurora.cluster.access.tools
+    file = LOGS / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
-    context = ["--context", tools.context] if tools.context else []
     # The speculator's own URL of the store is a name that only the cluster resolves.
     store = ["--endpoint", aurora.store().endpoint, "--use-secret"]
-    options = [NAME, "--namespace", aurora.namespace, *context, *store, "-o", str(file)]
-    environment = environment_without_proxies(tools.environment)
+    options = [NAME, "--namespace", aurora.namespace, *store, "-o", str(file)]
+    environment = environment_without_proxies(aurora.cluster.environment)
     command = [sys.executable, "-m", "aurora_cli", "report", *options]
     try:
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=REPORT_SECONDS)

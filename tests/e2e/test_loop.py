@@ -199,13 +199,10 @@ def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:
 def test_the_plugin_publishes_the_active_draft_and_refuses_a_head_that_does_not_fit(
     run: Run, aurora: Installation, tmp_path: Path
 ) -> None:
-    tools = aurora.cluster.access.tools
-    context = ["--context", tools.context] if tools.context else []
-
     def plugin(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "aurora_cli", "draft", *arguments, "--namespace", aurora.namespace, *context]
-        path = f"{tools.kubectl.parent}:{os.environ['PATH']}"
-        environment = environment_without_proxies({**tools.environment, "PATH": path})
+        command = [sys.executable, "-m", "aurora_cli", "draft", *arguments, "--namespace", aurora.namespace]
+        path = f"{aurora.cluster.programs}:{os.environ['PATH']}"
+        environment = environment_without_proxies({**aurora.cluster.environment, "PATH": path})
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     exported = plugin("export", NAME, "--to", str(tmp_path / "head"))

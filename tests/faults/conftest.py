@@ -35,7 +35,7 @@ def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     aurora.apply(NAME, SPEC)
     aurora.wait_until(NAME, "both pods serve version 0", lambda cr: cr.get("status", {}).get("updated") == "2/2", 600)
     load = Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=16, retry_seconds=300.0))
-    connection = new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context)
+    connection = new_client_from_config(str(cluster.kubeconfig))
     api, scratch = SyncApi(connection), tmp_path_factory.mktemp("drafts")
     rig = FaultRig(aurora, api, NAME, TrafficDriver(load), specialists, scratch)
     rig.driver.start()

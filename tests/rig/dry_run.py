@@ -21,8 +21,8 @@ _QUERY = urlencode({"fieldManager": "kubectl", "dryRun": "All", "fieldValidation
 class DryRun:
     """A connection to an API server as an administrator."""
 
-    def __init__(self, kubeconfig: Path, context: str | None = None) -> None:
-        self._client = new_client_from_config(str(kubeconfig), context)
+    def __init__(self, kubeconfig: Path) -> None:
+        self._client = new_client_from_config(str(kubeconfig))
 
     def apply(self, obj: Object, namespace: str) -> Object:
         """The object as the API server would store it.

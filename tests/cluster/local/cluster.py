@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.access import Access, Tools
 from tests.cluster.command import NotReadyError, run, url_answers, wait_until
 from tests.cluster.file_lock import exclusive_lock
 from tests.cluster.images.image_build import pause_image
@@ -63,39 +62,32 @@ class LocalCluster:
             return f"cluster {self.layout.name}: its node is not Ready; see {self.layout.logs}"
         return None
 
-    def access(self, created: bool) -> Access:
-        """How to reach this cluster. `created` says whether the calling process started the cluster."""
-        return Access(
-            name=self.layout.name,
-            tools=self._tools(),
-            host_address=self.layout.host_address,
-            load_image=self.load_image,
-            down=self.down,
-            created=created,
-        )
-
-    def _tools(self) -> Tools:
-        built = binaries()
+    def client_environment(self) -> dict[str, str]:
+        """The variables for kubectl, helm and any other client of the cluster."""
         directory = self.layout.directory
-        caches = {
+        return {
+            "KUBECONFIG": str(self.layout.kubeconfig),
             # kubectl keys its discovery cache by address, and earlier clusters have used this address.
             "KUBECACHEDIR": str(directory / "cache" / "kube"),
             "HELM_CACHE_HOME": str(directory / "cache" / "helm"),
             "HELM_CONFIG_HOME": str(directory / "cache" / "helm-config"),
             "HELM_DATA_HOME": str(directory / "cache" / "helm-data"),
         }
-        return Tools(built / "kubectl", built / "helm", self.layout.kubeconfig, variables=caches)
 
     # -- up and down --------------------------------------------------------------------------------------------------
 
-    def up(self) -> Access:
-        """Reuse the cluster if it is healthy and was made by the same code and programs. Otherwise start a new one."""
+    def up(self) -> bool:
+        """Reuse the cluster if it is healthy and was made by the same code and programs. Otherwise start a new one.
+
+        Returns:
+            Whether this call started the cluster.
+        """
         ensure_prerequisites()
         built = binaries()
         with exclusive_lock(self._lock):
             same = self._stamp_file().exists() and self._stamp_file().read_text() == self._stamp(built)
             if same and not self.problem():
-                return self.access(created=False)
+                return False
             self._stop_and_clean()
             with exclusive_lock(state_root() / "lock"):
                 self.layout = layout(self.layout.name)
@@ -108,7 +100,7 @@ class LocalCluster:
                 host_resources.unblock_addresses(self.layout)
                 raise
             self._stamp_file().write_text(self._stamp(built))
-        return self.access(created=True)
+        return True
 
     def down(self, purge: bool = False) -> None:
         """Stop the cluster. `purge` also removes imported images and all other files of the cluster."""
@@ -220,8 +212,7 @@ class LocalCluster:
         return "\n" + "\n".join(lines[-15:])
 
     def _kubectl(self, *arguments: str) -> str:
-        tools = self._tools()
-        return run(tools.kubectl, "--kubeconfig", tools.kubeconfig, *arguments, env=tools.environment)
+        return run(binaries() / "kubectl", *arguments, env=self.client_environment())
 
     def _kubectl_or_none(self, *arguments: str) -> str | None:
         try:

@@ -276,8 +276,7 @@ class Rig:
     @functools.cached_property
     def api(self) -> SyncApi:
         """A direct client, for waits. Polling with kubectl would take a core from the cluster."""
-        tools = self.cluster.access.tools
-        return SyncApi(new_client_from_config(str(tools.kubeconfig), tools.context))
+        return SyncApi(new_client_from_config(str(self.cluster.kubeconfig)))
 
     def apply(self, name: str, body: dict[str, Any]) -> None:
         kind = {"apiVersion": API_VERSION, "kind": KIND}

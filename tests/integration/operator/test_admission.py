@@ -43,8 +43,7 @@ def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module", name="dry_run")
 def _dry_run(crd: Cluster) -> Iterator[DryRunApply]:
     """Asks the API server about a resource, without storing it."""
-    tools = crd.access.tools
-    connection = DryRun(tools.kubeconfig, tools.context)
+    connection = DryRun(crd.kubeconfig)
     yield lambda resource: connection.apply(resource, "default")
     connection.close()
 
