@@ -46,6 +46,13 @@ class SyncApi:
         patched: Object = self.call("PATCH", _path(obj, subresource), changes, content=MERGE)
         return patched
 
+    def dry_run(self, obj: Object, namespace: str) -> Object:
+        """The object as the API server would store it, as ``kubectl apply --server-side --dry-run=server`` asks."""
+        path = resource_of(obj).path(namespace, obj["metadata"]["name"])
+        query = urlencode({"fieldManager": "kubectl", "dryRun": "All", "fieldValidation": "Strict"})
+        stored: Object = self.call("PATCH", f"{path}?{query}", obj, content=APPLY)
+        return stored
+
     def delete(self, obj: Object) -> None:
         try:
             self.call("DELETE", _path(obj))

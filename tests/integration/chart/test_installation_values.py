@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,50 +73,15 @@ def test_the_longest_name_of_the_releases_objects_fits_into_its_service() -> Non
     assert {len(name) for name in services} == {63}
 
 
-def test_a_release_name_that_cannot_name_the_embedded_stores_service_is_refused() -> None:
-    with pytest.raises(CommandError, match="cannot have the name 1-aurora-store: choose a release name"):
-        render("--set=fullnameOverride=drafts,embeddedStore.enabled=true", release="1-aurora")
-
-
-def _texts(node: Any, within: str = "") -> Iterator[Any]:
-    """Every name, namespace and label in an object."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            texts = within == "labels" or key in ("name", "namespace", "serviceAccountName", "storageClassName")
-            if texts and not isinstance(value, dict):
-                yield value
-            yield from _texts(value, key)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _texts(value)
-
-
-@pytest.mark.parametrize(
-    ("release", "options"),
-    [
-        ("10042", ["--set=fullnameOverride=drafts", "--set-string=serviceAccount.name=10042"]),
-        ("aurora", [
-            "--set=embeddedStore.enabled=true,embeddedStore.persistence.enabled=true",
-            "--set-string=embeddedStore.persistence.storageClassName=10042",
-        ]),
-    ],
-)  # fmt: skip
-def test_a_name_of_digits_stays_a_text(release: str, options: list[str]) -> None:
-    """The API server refuses an object whose name, namespace or label is a number."""
-    places = ['--set-json=watchNamespaces=["10042"]']
-    texts = list(_texts(render(*options, *places, *MONITORED, release=release, namespace="10042")))
-    assert "10042" in texts
-    assert [text for text in texts if not isinstance(text, str)] == []
-
-
 def test_speculators_policies_admit_the_operator_whatever_its_name() -> None:
     labels = select(render("--set=fullnameOverride=drafts"), "Deployment", "drafts")["spec"]["template"]["metadata"]
     assert labels["labels"]["app.kubernetes.io/name"] == "aurora-operator"
 
 
-def test_an_existing_account_is_used_and_not_created() -> None:
-    objects = render("--set=serviceAccount.create=false,serviceAccount.name=cloud")
-    assert _named(objects, "ServiceAccount") == set()
+@pytest.mark.parametrize(("created", "accounts"), [("true", {"cloud"}), ("false", set[str]())])
+def test_an_account_may_have_a_name_of_its_own_and_may_exist_already(created: str, accounts: set[str]) -> None:
+    objects = render(f"--set=serviceAccount.create={created},serviceAccount.name=cloud")
+    assert _named(objects, "ServiceAccount") == accounts
     bindings = [obj for obj in objects if obj["kind"].endswith("RoleBinding")]
     assert {subject["name"] for binding in bindings for subject in binding["subjects"]} == {"cloud"}
     assert {pod["serviceAccountName"] for pod in _pods(objects)} == {"cloud"}
@@ -128,12 +92,6 @@ def test_pods_mount_the_token_of_their_account_exactly_where_they_speak_to_the_a
     objects = render("--set=embeddedStore.enabled=true")
     mounted = {pod["containers"][0]["name"]: pod["automountServiceAccountToken"] for pod in _pods(objects)}
     assert mounted == {"operator": True, "weed": False}
-
-
-def test_an_account_may_have_a_name_of_its_own() -> None:
-    objects = render("--set=serviceAccount.name=drafts")
-    assert _named(objects, "ServiceAccount") == {"drafts"}
-    assert select(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "drafts"
 
 
 def test_labels_of_pods_are_added_to_those_of_the_chart() -> None:
@@ -220,19 +178,6 @@ def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, name
     assert all(f" -n {namespace} " in command for command in commands)
 
 
-def test_the_notes_name_the_default_namespace_without_a_list_of_namespaces() -> None:
-    notes = _notes(IMAGES, "--set=watchNamespaces=null")
-    assert "watches all namespaces" in notes
-    assert " -n default " in notes
-
-
-def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_use() -> None:
-    notes = _notes(TENANT)
-    assert "needs my-s3-credentials and first-try-keys there" in notes
-    assert "`store.prefix` must lie in the entry's `prefix`" in notes
-    assert "secretNames" not in _notes(IMAGES)
-
-
 @pytest.mark.parametrize(
     "options",
     [(), ("--set=embeddedStore.enabled=true",)],
@@ -247,20 +192,3 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(options: tuple[str, ...
         assert parsed.stderr == "", "bash warns of a here-document without an end"
     (manifest,) = [text.partition("<<END\n")[2].partition("\nEND")[0] for text in commands if "<<END" in text]
     SpeculatorSpec.model_validate(yaml.safe_load(manifest)["spec"], extra="forbid")
-
-
-@pytest.mark.parametrize(
-    ("option", "refusal"),
-    [
-        ("--set=serviceAccount.create=false", "set serviceAccount.name to the ServiceAccount"),
-        ("--set=serviceAccount.name=My Account", "at '/serviceAccount/name'"),
-        ("--set=fullnameOverride=Drafts", "at '/fullnameOverride'"),
-        ("--set=fullnameOverride=1drafts", "at '/fullnameOverride'"),
-        ("--set=fixedUser=10001", "at '/fixedUser'"),
-        ("--set=podLabels.helm\\.sh/chart=mine", "at '/podLabels/helm.sh"),
-        ("--set=podLabels.team=1", "at '/podLabels/team'"),
-    ],
-)
-def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
-    with pytest.raises(CommandError, match=refusal):
-        render(option, values=IMAGES)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 import yaml
 
 from aurora_operator.children.inference_deployment import inference_template
-from tests.cluster.command import CommandError
 from tests.rig.chart.rendered_chart import CHART, OPERATOR, SAMPLES, Object, render, select
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
@@ -76,16 +74,3 @@ def test_rules_and_dashboard_are_those_of_the_chart_and_have_their_labels() -> N
     assert name.endswith(".json"), "the sidecar takes only such names"
     assert json.loads(dashboard["data"][name]) == json.loads((CHART / "monitoring/dashboard.json").read_text())
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("option", "refusal"),
-    [
-        ("--set=metrics.interval=soon", "at '/metrics/interval'"),
-        ("--set=metrics.prometheusRules.enabled=true", "additional properties 'prometheusRules' not allowed"),
-        ("--set=metrics.dashboard.enabled=yes", "at '/metrics/dashboard/enabled'"),
-    ],
-)
-def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
-    with pytest.raises(CommandError, match=refusal):
-        render(option)

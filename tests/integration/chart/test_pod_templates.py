@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kubernetes.config import new_client_from_config
 
 from aurora_api.v1alpha1.template import NEEDED_FIELDS
 from aurora_operator.errors import KubernetesError
@@ -14,7 +15,7 @@ from tests.cluster.command import CommandError, wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer
 from tests.rig.chart.rendered_chart import OPERATOR, SAMPLES, render, select
-from tests.rig.dry_run import DryRun
+from tests.rig.sync_api import SyncApi
 
 KIND, POLICY = "ValidatingAdmissionPolicy", f"{OPERATOR}-pod-templates"
 PRIVILEGED = "team-with-nodes"
@@ -91,49 +92,49 @@ GOOD: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module", name="policed")
-def _policed(server: ApiServer) -> Iterator[DryRun]:
+def _policed(server: ApiServer) -> Iterator[SyncApi]:
     """The chart's server, once the policy is at work, with a namespace that may have privileged pods."""
     labels = {"pod-security.kubernetes.io/enforce": "privileged"}
     metadata = {"name": PRIVILEGED, "labels": labels}
     server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    asked = DryRun(server.kubeconfig)
+    with new_client_from_config(str(server.kubeconfig)) as connection:
+        api = SyncApi(connection)
 
-    def refuses() -> bool:
-        try:
-            asked.apply(speculator(pod={"hostNetwork": True}), TEAM)
-        except KubernetesError:
-            return True
-        return False
+        def refuses() -> bool:
+            try:
+                api.dry_run(speculator(pod={"hostNetwork": True}), TEAM)
+            except KubernetesError:
+                return True
+            return False
 
-    wait_until("the policy is at work", refuses, 60)
-    yield asked
-    asked.close()
+        wait_until("the policy is at work", refuses, 60)
+        yield api
     server.kubectl("delete", "namespace", PRIVILEGED, "--wait=false")
 
 
 @pytest.mark.parametrize(("pod", "message"), NODE, ids=[json.dumps(pod)[:60] for pod, _ in NODE])
 def test_a_template_that_reaches_for_the_node_is_refused_in_plain_words(
-    policed: DryRun, pod: dict[str, Any], message: str
+    policed: SyncApi, pod: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KubernetesError, match=f"a template must not {message}"):
-        policed.apply(speculator(pod=pod), TEAM)
-    assert policed.apply(speculator(pod=pod), PRIVILEGED)
+        policed.dry_run(speculator(pod=pod), TEAM)
+    assert policed.dry_run(speculator(pod=pod), PRIVILEGED)
 
 
 @pytest.mark.parametrize("pod", IDENTITY, ids=[json.dumps(pod)[:60] for pod in IDENTITY])
 @pytest.mark.parametrize("namespace", [TEAM, PRIVILEGED])
 def test_a_template_that_chooses_an_identity_is_refused_in_plain_words(
-    policed: DryRun, pod: dict[str, Any], namespace: str
+    policed: SyncApi, pod: dict[str, Any], namespace: str
 ) -> None:
     with pytest.raises(KubernetesError, match="a template must not choose an identity"):
-        policed.apply(speculator(pod=pod), namespace)
+        policed.dry_run(speculator(pod=pod), namespace)
 
 
 @pytest.mark.parametrize("pod", REMOVED, ids=[json.dumps(pod)[:60] for pod in REMOVED])
-def test_a_template_that_removes_what_our_containers_need_is_refused(policed: DryRun, pod: dict[str, Any]) -> None:
+def test_a_template_that_removes_what_our_containers_need_is_refused(policed: SyncApi, pod: dict[str, Any]) -> None:
     for namespace in (TEAM, PRIVILEGED):
         with pytest.raises(KubernetesError):
-            policed.apply(speculator(pod=pod), namespace)
+            policed.dry_run(speculator(pod=pod), namespace)
 
 
 OTHER_CHANGES: list[dict[str, Any]] = [
@@ -178,22 +179,22 @@ def test_a_resource_from_before_the_policy_is_paused_pinned_and_deleted_but_a_ne
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_template_is_checked(policed: DryRun, part: str) -> None:
+def test_each_template_is_checked(policed: SyncApi, part: str) -> None:
     with pytest.raises(KubernetesError, match="make a container privileged"):
-        policed.apply(speculator(part, container(PARTS[part], securityContext={"privileged": True})), TEAM)
+        policed.dry_run(speculator(part, container(PARTS[part], securityContext={"privileged": True})), TEAM)
     with pytest.raises(KubernetesError, match="mount a folder of the node"):
-        policed.apply(speculator(part, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}), TEAM)
+        policed.dry_run(speculator(part, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}), TEAM)
 
 
-def test_an_annotation_cannot_turn_apparmor_off(policed: DryRun) -> None:
+def test_an_annotation_cannot_turn_apparmor_off(policed: SyncApi) -> None:
     annotation = {"container.apparmor.security.beta.kubernetes.io/sglang": "unconfined"}
     with pytest.raises(KubernetesError, match="weaken the protection by the kernel"):
-        policed.apply(speculator(annotations=annotation), TEAM)
+        policed.dry_run(speculator(annotations=annotation), TEAM)
 
 
 @pytest.mark.parametrize("pod", GOOD, ids=[json.dumps(pod)[:60] for pod in GOOD])
-def test_a_usual_template_is_accepted(policed: DryRun, pod: dict[str, Any]) -> None:
-    assert policed.apply(speculator(pod=pod), TEAM)
+def test_a_usual_template_is_accepted(policed: SyncApi, pod: dict[str, Any]) -> None:
+    assert policed.dry_run(speculator(pod=pod), TEAM)
 
 
 def test_a_cluster_wide_release_restricts_templates_and_one_for_namespaces_does_when_asked() -> None:

@@ -11,7 +11,6 @@ from tests.cluster.command import CommandError, run
 from tests.cluster.local.build import binaries
 from tests.rig.chart.rendered_chart import (
     CHART,
-    IMAGES,
     OPERATOR,
     SAMPLES,
     operator_environment,
@@ -54,16 +53,7 @@ def test_a_digest_decides_instead_of_the_tag() -> None:
     assert not any(":v1" in image for image in images)
 
 
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        "http://minio",
-        "https://minio_svc.storage:9000/path",
-        "http://[fd00::1]",
-        "http://[fd00::1]:65535/",
-        "http://m:1",
-    ],
-)
+@pytest.mark.parametrize("endpoint", ["http://minio", "https://minio_svc.storage:9000/path", "http://[fd00::1]:65535/"])
 def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None:
     environment = operator_environment(render(f"--set=stores.allowed[0].endpoint={endpoint}"))
     assert StorePolicy.parse(environment["AURORA_STORE_RULES"]).rules == (StoreRule(endpoint=endpoint),)
@@ -73,21 +63,19 @@ def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None
     ("option", "refusal"),
     [
         ("--set=replicas=-1", "at '/replicas'"),
-        ("--set=replicas=two", "at '/replicas'"),
         ("--set=replica=2", "additional properties 'replica' not allowed"),
-        ("--set=upgrade.maxFailed=-1", "at '/upgrade/maxFailed'"),
-        ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
         ("--set=watchNamespaces={a,a}", "at '/watchNamespaces'"),
         ("--set=secretNames={a b}", "at '/secretNames/0'"),
-        ("--set=images.agent.repository=a b", "at '/images/agent/repository'"),
         ("--set=images.agent.repository=a:v1", "at '/images/agent/repository'"),
         ("--set=images.agent.digest=latest", "at '/images/agent/digest'"),
-        ("--set=resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("--set=logLevel=LOUD", "at '/logLevel'"),
         ("--set=stores.allowed[0].endpoint=minio:9000", "at '/stores/allowed/0/endpoint'"),
-        ("--set=stores.allowed[0].endpoint=http://minio:abc", "at '/stores/allowed/0/endpoint'"),
         ("--set=stores.allowed[0].endpoint=http://minio:65536", "at '/stores/allowed/0/endpoint'"),
-        ("--set=stores.allowed[0].buckets=a", "additional properties 'buckets' not allowed"),
+        ("--set=serviceAccount.create=false", "set serviceAccount.name to the ServiceAccount"),
+        ("--set=serviceAccount.name=My Account", "at '/serviceAccount/name'"),
+        ("--set=fullnameOverride=1drafts", "at '/fullnameOverride'"),
+        ("--set=podLabels.helm\\.sh/chart=mine", "at '/podLabels/helm.sh"),
+        ("--set=metrics.interval=soon", "at '/metrics/interval'"),
     ],
 )
 def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
@@ -116,9 +104,8 @@ def test_one_pod_has_no_budget_that_could_block_a_drain() -> None:
         select(objects, "PodDisruptionBudget")
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_an_upgrade_starts_a_standby_before_a_pod_stops(replicas: int) -> None:
-    strategy = select(render(f"--set=replicas={replicas}"), "Deployment")["spec"]["strategy"]
+def test_an_upgrade_starts_a_standby_before_a_pod_stops() -> None:
+    strategy = select(render("--set=replicas=1"), "Deployment")["spec"]["strategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 
 
@@ -135,24 +122,19 @@ def test_the_operator_is_told_its_lease_and_the_order_of_an_upgrade() -> None:
 
 
 def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None:
-    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
+    environment = operator_environment(render(values=EVERYTHING))
     policy = StorePolicy.parse(environment["AURORA_STORE_RULES"])
     assert policy.rules == (
         StoreRule(("team-a", "team-b"), "http://minio.storage:9000", "models", "team"),
         StoreRule(bucket="my-aurora-bucket"),
     )
+    assert StorePolicy.parse(operator_environment(render())["AURORA_STORE_RULES"]) == StorePolicy(), "any store"
 
 
 def test_the_operator_is_told_who_may_scrape_agents() -> None:
-    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
+    environment = operator_environment(render(values=EVERYTHING))
     assert environment["AURORA_SCRAPER_NAMESPACES"] == "monitoring,tracing"
     assert operator_environment(render())["AURORA_SCRAPER_NAMESPACES"] == ""
-
-
-def test_by_default_any_store_may_be_used() -> None:
-    environment = operator_environment(render())
-    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"])
-    assert policy == StorePolicy()
 
 
 def test_a_tenants_operator_has_no_right_outside_of_the_tenants_namespace_and_its_own() -> None:
@@ -181,21 +163,6 @@ def test_a_tenants_operator_reads_only_the_secrets_that_are_named() -> None:
     }
 
 
-@pytest.mark.parametrize("values", [IMAGES, TENANT], ids=lambda path: path.name)
-def test_nobody_lists_secrets_and_nothing_is_a_wildcard(values: Path) -> None:
-    found = operator_rights(render(values=values))
-    assert {right.verb for right in found if right.resource == "secrets"} == {"create", "get"}
-    assert not [right for right in found if "*" in right]
-
-
-def test_no_release_reads_namespaces() -> None:
-    for values in (IMAGES, TENANT):
-        assert not [right for right in operator_rights(render(values=values)) if right.resource == "namespaces"]
-
-
 def test_a_release_may_change_its_own_lease_only() -> None:
-    assert _lease_names(IMAGES) == {"create": (), "get": (OPERATOR,), "update": (OPERATOR,)}
-
-
-def _lease_names(values: Path) -> dict[str, tuple[str, ...]]:
-    return {right.verb: right.names for right in operator_rights(render(values=values)) if right.resource == "leases"}
+    names = {right.verb: right.names for right in operator_rights(render()) if right.resource == "leases"}
+    assert names == {"create": (), "get": (OPERATOR,), "update": (OPERATOR,)}

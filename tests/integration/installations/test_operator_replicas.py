@@ -6,16 +6,12 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.rig.api_server import api_server
-from tests.rig.operator_replicas import (
-    NAMESPACE,
-    OperatorReplica,
-    OperatorRig,
-    seconds_until,
-)
+from tests.rig.operator_replicas import OperatorReplica, OperatorRig, seconds_until
 
 LEASE_SECONDS = 8
 FAILOVER_SECONDS = LEASE_SECONDS + 15
@@ -93,10 +89,15 @@ def test_a_standby_waits_and_takes_over_from_a_killed_leader(
 
 
 def test_a_clean_stop_gives_the_lease_back(rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]) -> None:
+    def lease() -> dict[str, Any]:
+        spec: dict[str, Any] = rig.server.get("lease", "aurora-operator", "-n", "aurora-system")["spec"]
+        return spec
+
     leader, standby = replicas
+    assert lease()["holderIdentity"].startswith(f"{leader.name}-"), "it tells people who leads"
+    assert lease()["leaseDurationSeconds"] == LEASE_SECONDS
     leader.end(signal.SIGTERM)
-    lease = rig.server.get("lease", "aurora-operator", "-n", "aurora-system")["spec"]
-    assert not lease.get("holderIdentity", "").startswith(f"{leader.name}-")
+    assert not lease().get("holderIdentity", "").startswith(f"{leader.name}-")
     seconds_until(standby.leads, FAILOVER_SECONDS, "the standby leads")
     scale(rig, 3)
 
@@ -126,14 +127,6 @@ def test_a_frozen_leader_ends_when_it_wakes_up_and_changes_nothing(
         seconds_until(lambda: not leader.runs, FAILOVER_SECONDS + 30, "the old leader ends")
     scale(rig, 5)
     assert standby.leads()
-
-
-def test_the_lease_tells_people_who_leads(rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]) -> None:
-    leader, _ = replicas
-    lease = rig.server.get("lease", "aurora-operator", "-n", "aurora-system")["spec"]
-    assert lease["holderIdentity"].startswith(f"{leader.name}-")
-    assert lease["leaseDurationSeconds"] == LEASE_SECONDS
-    assert rig.server.get("deployment", "chat", "-n", NAMESPACE)
 
 
 def test_the_replicas_logged_no_error(rig: OperatorRig, pair: tuple[OperatorReplica, OperatorReplica]) -> None:

@@ -130,15 +130,3 @@ def test_a_deployment_keeps_its_pods_until_its_turn(server: ApiServer, api: Sync
     stage, rolled_back = apply_decided(api, owner, 1, FleetView(restarting=1), whole=False)
     assert stage is UpgradeStage.RESTARTING, "it has its turn already"
     assert rolled_back["spec"] == before["spec"], "nothing of the held template is left"
-
-
-def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, api: SyncApi) -> None:
-    install(server, crd())
-    owner = parse(create(api, "edited"))[0]
-    world = observed(owner=owner)
-    made = decide_upgrade(world, config(1), NOW)
-    applied = api.apply(deployment(owner, world.spec, made.template, made.annotations))
-    server.kubectl("annotate", "deployment", "edited", "-n", NAMESPACE, f"{TEMPLATE_ANNOTATION}-")
-    stage, found = apply_decided(api, owner, 1, FleetView(restarting=1))
-    assert found["spec"] == applied["spec"]
-    assert stage is UpgradeStage.WAITING, "its template is compared once more at its turn"

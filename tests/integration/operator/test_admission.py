@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.config import new_client_from_config
 
 from aurora_api.crd import FILE
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -18,7 +19,7 @@ from aurora_operator.kubernetes_api import Object
 from tests.assets.refused_arguments import REFUSED_ARGUMENTS
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
-from tests.rig.dry_run import DryRun
+from tests.rig.sync_api import SyncApi
 
 SAMPLES = Path(__file__).parents[3] / "docs/samples"
 DryRunApply = Callable[[Object], Object]
@@ -43,9 +44,9 @@ def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module", name="dry_run")
 def _dry_run(crd: Cluster) -> Iterator[DryRunApply]:
     """Asks the API server about a resource, without storing it."""
-    connection = DryRun(crd.kubeconfig)
-    yield lambda resource: connection.apply(resource, "default")
-    connection.close()
+    with new_client_from_config(str(crd.kubeconfig)) as connection:
+        api = SyncApi(connection)
+        yield lambda resource: api.dry_run(resource, "default")
 
 
 def arguments(*extra: str) -> dict[str, Any]:
