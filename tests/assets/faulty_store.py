@@ -1,4 +1,4 @@
-"""A fake S3 store on loopback that misbehaves in ways that a real store cannot be made to show.
+"""A fake S3 store on this machine that misbehaves in ways that a real store cannot be made to show.
 
 The fake hangs, never stops sending, redirects, or answers with what is no S3 answer. It checks no signature.
 """
@@ -61,6 +61,11 @@ def hang(request: Request) -> None:
     request.server.store.stopped.wait()
 
 
+def redirect(request: Request) -> None:
+    """A redirect to the fake itself."""
+    request.reply(302, Location=f"{request.server.store.endpoint}/")
+
+
 def whole(status: int, body: bytes = b"", **headers: str) -> Answer:
     """A whole answer."""
     return lambda request: request.reply(status, body, **headers)
@@ -71,6 +76,7 @@ class FaultyStore:
     """The fake. ``answer`` may be replaced at any time."""
 
     answer: Answer
+    address: str = "127.0.0.1"
     scheme: str = "http"
     port: int = 0
     requests: list[str] = field(default_factory=list)
@@ -78,7 +84,7 @@ class FaultyStore:
 
     @property
     def endpoint(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+        return f"{self.scheme}://{self.address}:{self.port}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -87,7 +93,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def __init__(self, store: FaultyStore, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
+        super().__init__((store.address, 0), Request)
         self.store = store
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
@@ -97,9 +103,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def faulty_store(answer: Answer, *, tls: ssl.SSLContext | None = None) -> Iterator[FaultyStore]:
-    """Run the fake until the context ends, with TLS if ``tls`` is given."""
-    store = FaultyStore(answer, scheme="http" if tls is None else "https")
+def faulty_store(
+    answer: Answer, *, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[FaultyStore]:
+    """Run the fake on ``address`` until the context ends, with TLS if ``tls`` is given."""
+    store = FaultyStore(answer, address, scheme="http" if tls is None else "https")
     with _Server(store, tls) as server:
         store.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from tests.cluster.command import CommandError, wait_until
-from tests.isolation.idle_speculators import IdleSpeculators, manifest
+from tests.cluster.command import wait_until
+from tests.isolation.idle_speculators import IdleSpeculators
 
 NAME = "web"
 TIMEOUT_SECONDS = 120.0
@@ -101,9 +99,3 @@ def _is_ours(speculators: IdleSpeculators) -> bool:
     service = speculators.child("Service", NAME)
     owners = (service or {}).get("metadata", {}).get("ownerReferences") or ()
     return any(owner["kind"] == "AuroraSpeculator" for owner in owners)
-
-
-@pytest.mark.parametrize("name", ["kubernetes", "default"])
-def test_a_speculator_with_a_name_that_kubernetes_needs_is_refused(speculators: IdleSpeculators, name: str) -> None:
-    with pytest.raises(CommandError, match=r"metadata\.name must not be 'default' or 'kubernetes'"):
-        speculators.aurora.cluster.apply(manifest(name), namespace=speculators.aurora.namespace)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.command import CommandError, wait_until
-from tests.isolation.hostile_stores import Behaviour, fake_store
-from tests.isolation.idle_speculators import GOOD_ENDPOINT, IdleSpeculators, manifest
+from tests.assets.faulty_store import Answer, endless_body, faulty_store, redirect
+from tests.cluster.command import wait_until
+from tests.isolation.idle_speculators import GOOD_ENDPOINT, IdleSpeculators
 from tests.rig.fault_injection import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
 from tests.rig.store_inspection import registry
@@ -87,15 +87,17 @@ def healthy(speculators: IdleSpeculators) -> str:
     return "healthy"
 
 
-@pytest.mark.parametrize("behaviour", list(Behaviour))
+@pytest.mark.parametrize(
+    "answer", [pytest.param(endless_body(200), id="endless"), pytest.param(redirect, id="redirect")]
+)
 def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
-    speculators: IdleSpeculators, healthy: str, behaviour: Behaviour
+    speculators: IdleSpeculators, healthy: str, answer: Answer
 ) -> None:
     aurora = speculators.aurora
     restarts, leader = _restarts(aurora), _leader(aurora)
     peak_bytes = _peak_memory_bytes(aurora, leader)
-    with fake_store(aurora.cluster.host_address, behaviour) as endpoint:
-        speculators.apply(*HOSTILE, endpoint=endpoint)
+    with faulty_store(answer, address=aurora.cluster.host_address) as fake:
+        speculators.apply(*HOSTILE, endpoint=fake.endpoint)
         wait_until(
             "the operator reports a hostile store",
             lambda: speculators.condition(HOSTILE[-1], "StorageReady").get("status") == "False",
@@ -104,12 +106,12 @@ def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
         seconds = [speculators.seconds_until_applied(healthy, APPLY_SECONDS) for _ in range(3)]
         growth_bytes = _peak_memory_bytes(aurora, leader) - peak_bytes
         message = speculators.condition(HOSTILE[-1], "StorageReady")["message"]
-        print(f"{behaviour}: applied after {seconds} s, peak memory grew by {growth_bytes / 1e6:.0f} MB; {message}")
+        print(f"applied after {seconds} s, peak memory grew by {growth_bytes / 1e6:.0f} MB; {message}")
         # Settings that are corrected take effect while calls with the old settings still hang.
         began_seconds = time.monotonic()
         speculators.apply(HOSTILE[0], endpoint=GOOD_ENDPOINT)
         corrected = _seconds_until_ready(speculators, HOSTILE[0], began_seconds, CORRECTED_SECONDS)
-    print(f"{behaviour}: a corrected endpoint was used after {corrected:.1f} s")
+    print(f"a corrected endpoint was used after {corrected:.1f} s")
     assert len(message) <= 1000
     assert growth_bytes < MAX_GROWTH_BYTES
     assert _restarts(aurora) == restarts
@@ -118,10 +120,10 @@ def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
 def test_a_speculator_that_is_made_and_deleted_64_times_leaves_nothing_behind(
     speculators: IdleSpeculators, healthy: str
 ) -> None:
-    with fake_store(speculators.aurora.cluster.host_address, Behaviour.ENDLESS) as endpoint:
+    with faulty_store(endless_body(200), address=speculators.aurora.cluster.host_address) as fake:
         for start in range(0, 64, 8):
             names = HOSTILE[start : start + 8]
-            speculators.apply(*names, endpoint=endpoint)
+            speculators.apply(*names, endpoint=fake.endpoint)
             _wait_for_deployments(speculators, names)
             speculators.delete(*names)
         seconds = speculators.seconds_until_applied(healthy, APPLY_SECONDS)
@@ -145,22 +147,6 @@ def test_records_and_settings_that_do_not_parse_never_end_a_loop(speculators: Id
     speculators.apply("odd-host")
     corrected = _seconds_until_ready(speculators, "odd-host", began_seconds, CORRECTED_SECONDS)
     print(f"a corrected endpoint was used after {corrected:.1f} s")
-
-
-@pytest.mark.parametrize(
-    ("store", "refusal"),
-    [
-        ({"endpoint": "http://minio_svc:9000"}, "an endpoint is a URL"),
-        ({"region": "eu central"}, "a region has lower-case letters"),
-    ],
-)
-def test_a_store_that_no_client_can_address_is_refused(
-    speculators: IdleSpeculators, store: dict[str, str], refusal: str
-) -> None:
-    refused = manifest("refused")
-    refused["spec"]["store"] |= store
-    with pytest.raises(CommandError, match=refusal):
-        speculators.aurora.cluster.apply(refused, namespace=speculators.aurora.namespace)
 
 
 def test_a_foreign_object_among_the_records_is_named_and_its_removal_is_enough(
