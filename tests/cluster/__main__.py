@@ -1,4 +1,4 @@
-"""`python -m tests.cluster prerequisites|up|down|status|kubeconfig|load|build|kubectl|helm`: see README.md."""
+"""`python -m tests.cluster prerequisites|up|down|status|load|build|kubectl|helm`: see README.md."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     down = commands.add_parser("down", help="stop the cluster and keep its imported images for the next start")
     down.add_argument("--purge", action="store_true", help="remove the images and all other files of the cluster too")
     commands.add_parser("status", help="exit 0 when the cluster is healthy; otherwise exit 1 and print the reason")
-    commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
     for program in FORWARDED_PROGRAMS:
         commands.add_parser(program, help=f"run the {program} of this build; needs no running cluster")
     commands.add_parser("load", help="import a docker archive into the cluster").add_argument("tar", type=Path)
@@ -74,8 +73,6 @@ def main() -> int:
         return 1
     elif arguments.command == "status":
         print(f"cluster {arguments.name} is up: KUBECONFIG={local.layout.kubeconfig}")
-    elif arguments.command == "kubeconfig":
-        print(local.layout.kubeconfig)
     elif arguments.command == "load":
         local.load_image(arguments.tar)
     return 0

@@ -25,9 +25,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import drop_proxies, environment_without_proxies
 from tests.demo.failure import save_cluster_logs
 from tests.demo.machine_check import CLUSTER_NAME, STOP_CLUSTER
-from tests.demo.progress import News, evidence_table, learned_draft_serves_everywhere
+from tests.demo.progress import News, Story, evidence_table, learned_draft_serves_everywhere
 from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
-from tests.demo.story import Story
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.local_image import ROOT
 from tests.rig.store_inspection import check_objects, read_evidence

@@ -1,4 +1,4 @@
-"""What happens to the drafts, in lines: from the custom resource, the clients' counts and the evidence.
+"""The lines of the demo: its stages, and what happens to the drafts, by resource, clients' counts and evidence.
 
 The operator fills the status bit by bit. Invariant: a field that is missing or null is no error.
 """
@@ -6,6 +6,8 @@ The operator fills the status bit by bit. Invariant: a field that is missing or 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aurora_protocol.evidence_records import Evidence
@@ -13,6 +15,27 @@ from tests.traffic.report import Summary
 
 MAX_MESSAGE_CHARACTERS = 80
 FIGURES_SECONDS = 60.0
+
+
+class Story:
+    """Prints the lines of one run, each with the minutes and seconds since the demo began."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self.stage_now = ""
+        """The stage that runs or that failed."""
+
+    def say(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        print(f"[{minutes:02d}:{seconds:02d}] {text}", flush=True)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Tell when the block begins, and how long it took when it ends well."""
+        self.stage_now, began = title, time.monotonic()
+        self.say(f"begun: {title}")
+        yield
+        self.say(f"done: {title}, in {time.monotonic() - began:.0f} s")
 
 
 def learned_draft_serves_everywhere(resource: dict[str, Any]) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.generated import conditions_page, dashboard, metrics_page, rollout_table
+from tests.generated import dashboard, pages
 from tests.generated.generated_file import GeneratedFile
 
 FILES = (
-    GeneratedFile(conditions_page.PAGE, conditions_page.render_page),
-    GeneratedFile(metrics_page.PAGE, metrics_page.render_page),
+    GeneratedFile(pages.CONDITIONS, pages.conditions_page),
+    GeneratedFile(pages.METRICS, pages.metrics_page),
+    GeneratedFile(pages.ROLLOUT, pages.rollout_page),
     GeneratedFile(dashboard.FILE, dashboard.render),
-    GeneratedFile(rollout_table.PAGE, rollout_table.render_page),
 )
 
 

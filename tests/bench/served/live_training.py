@@ -123,8 +123,6 @@ class VersionPeriod:
 class LiveTraining:
     """The outcome: checkpoints of the untrained draft and after each part, and the versions that served meanwhile."""
 
-    spec: DraftSpec
-    unroll_steps: int
     checkpoints: Sequence[Checkpoint]
     periods: Sequence[VersionPeriod]
 
@@ -157,7 +155,7 @@ def train_on_live_traffic(
         Checkpoint(FetchedDraft(each, number), TrainingRecord.read(each)) for number, each in enumerate(folders)
     ]
     periods = [VersionPeriod(**period) for period in json.loads(periods_file.read_text())]
-    return LiveTraining(spec, unroll_steps, checkpoints, periods)
+    return LiveTraining(checkpoints, periods)
 
 
 @dataclass
