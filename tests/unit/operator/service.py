@@ -36,8 +36,6 @@ class ServicePod:
     boot: int = 0
     counters: LiveCounters = field(default_factory=LiveCounters)
     swap: SwapStatus = field(default_factory=SwapStatus)
-    scheduled: bool = True
-    """The pod has a node. The world of a roll leaves out pods without one (``planner``)."""
     starts: bool = False
     """The pod is new, and ready at the reconcile after the next one."""
     lone_restarts: int = 0
@@ -83,7 +81,6 @@ class Service:
         """The version that passed its measurement."""
         self.acceptance_length: dict[int, float] = {}
         """By version; 2.0 for a version that is not listed. A change takes effect at once."""
-        self.traffic = True
         self.refuses: set[str] = set()
         """Names of the pods that cannot load the draft."""
         self.joined = pods
@@ -108,7 +105,7 @@ class Service:
             rejected=frozenset(self.rejected),
             channel_reason=self.channel_reason,
             channel_message="the channel's message",
-            pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
+            pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             paused=PAUSED if self.policy.paused else "",
             next_version=next_version,
@@ -117,25 +114,13 @@ class Service:
         )
         return replace(world, **self.people)
 
-    def scale(self, replicas: int, *, first: str = "", room: bool = True) -> None:
-        """Scale to ``replicas`` pods, as an autoscaler does.
-
-        Args:
-            first: name of the pod that leaves first, after those that wait for a node. Then the newest leave.
-            room: whether new pods get a node.
-        """
-        kept = sorted(self.pods, key=lambda pod: (not pod.scheduled, pod.name == first))[:replicas]
+    def scale(self, replicas: int, *, first: str = "") -> None:
+        """Scale to ``replicas`` pods, as an autoscaler does. The pod ``first`` leaves first, then the newest leave."""
+        kept = sorted(self.pods, key=lambda pod: pod.name == first)[:replicas]
         self.pods = [pod for pod in self.pods if pod in kept]
         for name in "abcdefgh"[self.joined : self.joined + replicas - len(self.pods)]:
             self.joined += 1
-            self.pods.append(ServicePod(name, self.active, ready=False, scheduled=room, starts=room))
-
-    def add_nodes(self) -> None:
-        """Pods that wait for a node get one, and choose the version that is active now."""
-        for pod in self.pods:
-            if not pod.scheduled:
-                pod.scheduled = pod.starts = True
-                pod.version = self.active
+            self.pods.append(ServicePod(name, self.active, ready=False, starts=True))
 
     def reconcile(self, *, dies_before: str = "") -> str:
         """Reconcile once. The operator may die before it writes to the channel, stores the roll ("status") or swaps."""
@@ -191,7 +176,7 @@ class Service:
         for pod in self.pods:
             if pod.starts:
                 pod.ready, pod.starts = True, False
-            elif self.traffic and pod.ready:
+            elif pod.ready:
                 length = self.acceptance_length.get(pod.version, 2.0)
                 pod.counters = pod.counters.plus(counters(REQUESTS_PER_RECONCILE, length))
 

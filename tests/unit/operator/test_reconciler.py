@@ -37,6 +37,7 @@ from aurora_operator.reconciler import (
     REST_JITTER,
     REST_POLL_SECONDS,
     WATCHFUL_POLL_SECONDS,
+    ObservedTime,
     Reconciler,
 )
 from aurora_operator.speculator_figures import FIGURES
@@ -442,3 +443,18 @@ async def test_a_candidate_is_looked_at_when_its_next_attempt_is_due(
         status=SpeculatorStatus(candidate=failed),
     )
     assert await Rig.of(pinned).reconcile() == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("wall", "monotonic", "gap"),
+    [(2, 2, False), (40, 40, False), (3600, 2, True), (-3600, 2, True), (700, 700, True), (2, 700, True)],
+    ids=["busy", "slow", "the clock is set ahead", "it is set back", "the process stood still", "and its clock"],
+)
+def test_only_time_that_was_observed_counts(wall: float, monotonic: float, *, gap: bool) -> None:
+    """So no jump of a clock ends a deadline."""
+    observed_time, later = ObservedTime(), NOW + timedelta(seconds=wall)
+    assert observed_time.has_gap(NOW, 0.0), "nothing was observed before a restart"
+    observed_time.record(NOW, 100.0, decided=True)
+    assert observed_time.has_gap(later, 100.0 + monotonic) is gap
+    observed_time.record(NOW, 100.0, decided=False)
+    assert observed_time.has_gap(later, 100.0 + monotonic), "nothing was decided while the store was away"

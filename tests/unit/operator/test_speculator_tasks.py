@@ -210,19 +210,21 @@ def test_outcomes_are_counted_from_zero_and_forgotten_with_the_task() -> None:
     }
 
 
-@pytest.mark.parametrize(("wakes", "made"), [((0.0,), 1), ((0.0, 0.5), 2), ((0.0, 5.0), 2)])
+@pytest.mark.parametrize(
+    ("error", "wakes", "made"),
+    [
+        (Gone("gone"), (0.0,), 1),
+        (Gone("gone"), (0.0, 0.5), 2),
+        (Gone("gone"), (0.0, 5.0), 2),
+        (Recreated("created again, and both events came within the pause after the first"), (0.0, 0.1), 2),
+    ],
+)
 def test_a_task_whose_speculator_is_gone_ends_and_a_change_meanwhile_starts_a_new_one(
-    wakes: tuple[float, ...], made: int
+    error: Exception, wakes: tuple[float, ...], made: int
 ) -> None:
     """``kubectl replace --force``: the new speculator must not be handled with the former one's state."""
-    recorded = reconciles_of((1.0, Gone("team/chat is gone")), seconds=50, wakes=wakes)
+    recorded = reconciles_of((1.0, error), seconds=50, wakes=wakes)
     assert (len(recorded.made), len(recorded.begun)) == (made, made)
-
-
-def test_a_speculator_that_was_created_again_before_the_turn_began_gets_a_task() -> None:
-    """Both events came within the pause after the first. No event comes later, where the former one had no children."""
-    recorded = reconciles_of((1.0, Recreated("team/chat was created again")), seconds=50, wakes=(0.0, 0.1))
-    assert (len(recorded.made), len(recorded.begun)) == (2, 2)
 
 
 def test_a_namespace_whose_reconciles_hang_does_not_hold_up_another() -> None:

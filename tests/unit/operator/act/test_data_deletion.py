@@ -113,12 +113,6 @@ async def test_pods_are_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPa
     assert scene.events == ["DataDeleted"]
 
 
-async def test_with_retain_the_finalizer_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch, policy="Retain")
-    await scene.advance()
-    assert (scene.held, scene.root.opened) == (False, 0)
-
-
 async def test_a_store_that_fails_is_reported_with_the_way_out_and_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(
         monkeypatch, StoreError("no route"), StoreError("x" * 2000), DeletionProgress(done=True), policy="Delete"

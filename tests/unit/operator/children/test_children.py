@@ -86,13 +86,6 @@ def test_settings_hold_no_field_that_the_user_did_not_set_so_an_older_image_can_
     assert training(passes=4) == {"passes": 4}
 
 
-def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
-    template = pods(spec())["inference"]
-    mounted = {c["name"]: "store-keys" in {m["name"] for m in c["volumeMounts"]} for c in containers(template)}
-    assert mounted == {"stage": True, "sglang": False, "agent": True}
-    assert {c["name"]: STORE_KEYS_VARIABLE in variables(c) for c in containers(template)} == mounted
-
-
 def test_the_engine_alone_decides_whether_its_pod_is_ready() -> None:
     template = pods(spec())["inference"]
     probes = {c["name"]: c.get("readinessProbe", {}).get("httpGet") for c in containers(template)}
@@ -122,16 +115,11 @@ def test_an_agent_must_stop_within_the_rest_of_the_grace_period(grace: int | Non
         {"rollout": {"paused": True}},
         {"training": {"suspended": True}},
         {"rollout": {"pin": 1}},
+        {"capture": {"tokensPerMinute": 5}},
     ],
 )
 def test_a_change_that_serving_does_not_depend_on_restarts_no_pod(change: dict[str, Any]) -> None:
     assert deployment(OWNER, spec(**change), CONFIG) == deployment(OWNER, spec(), CONFIG)
-
-
-def test_a_template_of_one_role_does_not_restart_another() -> None:
-    patch = {"template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}
-    assert trainer_deployment(OWNER, spec(validation=patch), CONFIG, 1) == trainer_deployment(OWNER, spec(), CONFIG, 1)
-    assert pods(spec(training=patch))["trainer"]["spec"]["nodeSelector"] == {"gpu": "yes"}
 
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
@@ -182,27 +170,29 @@ def test_no_container_imports_from_its_working_directory() -> None:
             assert {"PYTHONSAFEPATH", "PYTHONNOUSERSITE"} <= variables(each).keys()
 
 
-@pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 1}, {"nvidia.com/gpu": "1", "cpu": 8}, "?"])
-def test_a_trainer_on_one_device_is_one_process(limits: Any) -> None:
-    given = spec(
-        training={"template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": limits}}]}}}
-    )
-    (container,) = pods(given)["trainer"]["spec"]["containers"]
-    assert container["command"] == ["python", "-P", "-m", "aurora_runtime.training"]
-
-
-@pytest.mark.parametrize("limits", [{"nvidia.com/gpu": 4}, {"nvidia.com/gpu": "4", "cpu": "8"}, {"amd.com/gpu": 4}])
-def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("limits", "processes"),
+    [
+        ({}, 1),
+        ({"nvidia.com/gpu": "1", "cpu": 8}, 1),
+        ("?", 1),
+        ({"nvidia.com/gpu": "4", "cpu": "8"}, 4),
+        ({"amd.com/gpu": 4}, 4),
+    ],
+)
+def test_a_trainer_has_a_process_for_each_of_its_gpus(limits: Any, processes: int) -> None:
     own = {"name": "trainer", "resources": {"limits": limits}}
     beside = {"name": "watcher", "resources": {"limits": {"nvidia.com/gpu": 1}}}
-    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
-    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
-    torchrun = ["python", "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    assert container["command"] == [*torchrun, "-m", "aurora_runtime.training"]
+
+    def command() -> list[str]:
+        given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
+        found = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
+        return list(found["command"])
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    assert command() == ["python", "-P", *(torchrun if processes > 1 else []), "-m", "aurora_runtime.training"]
     own["command"] = ["mine"]
-    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
-    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
-    assert container["command"] == ["mine"], "the user's template wins"
+    assert command() == ["mine"], "the user's template wins"
 
 
 def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None:
@@ -246,20 +236,6 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     assert settings.replica == where
     context = container["securityContext"]
     assert context["readOnlyRootFilesystem"]
-
-
-def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:
-    given = spec(draft={"lookup": "Speculator", "shape": "Fixed"}, serving={"maxRunningRequests": 64})
-    settings = serving_settings(OWNER, given)
-    sent = ServingSettings.from_json(settings.to_variable())
-    assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", False, 64)
-
-
-def test_another_budget_of_traces_restarts_no_pod() -> None:
-    assert pods(spec()) == pods(spec(capture={"tokensPerMinute": 5}))
-    assert "capture" not in serving_settings(OWNER, spec()).to_variable(), (
-        "an upgrade would take it for a user's choice"
-    )
 
 
 def test_keys_are_random_and_long() -> None:

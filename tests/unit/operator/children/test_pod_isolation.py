@@ -21,12 +21,6 @@ def test_no_two_containers_share_a_tmp_and_every_volume_that_a_pod_fills_has_a_l
     assert all(volume["sizeLimit"] for volume in filled)
 
 
-def test_a_user_may_raise_the_limit_of_a_volume() -> None:
-    volume = {"name": "tmp", "emptyDir": {"sizeLimit": "2Ti"}}
-    given = spec(serving={"template": {"spec": {"volumes": [volume]}}})
-    assert [v for v in pods(given)["inference"]["spec"]["volumes"] if v["name"] == "tmp"] == [volume]
-
-
 def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine_key() -> None:
     pod = pods(spec())["inference"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -125,12 +125,3 @@ def test_the_resources_of_the_spec_serve_engine_trainer_and_validator_and_templa
     assert "--nproc-per-node=2" in trainer["command"]
     client = job(OWNER, given, CONFIG, ON_REPLICA)["spec"]["template"]["spec"]["containers"][0]
     assert "resources" not in client, "it computes nothing"
-
-
-def test_users_may_add_containers_which_a_validator_does_not_inherit() -> None:
-    added = {"initContainers": [{"name": "weights", "image": "w"}], "containers": [{"name": "shipper", "image": "s"}]}
-    made = workloads(spec(serving={"template": {"spec": added}}))
-    pod = made["serving"]["spec"]["template"]["spec"]
-    assert [c["name"] for c in pod["initContainers"]] == ["stage", "weights"]
-    assert [c["name"] for c in pod["containers"]] == ["sglang", "agent", "shipper"]
-    assert [c["name"] for c in made["validation"]["spec"]["template"]["spec"]["containers"]] == ["validator"]

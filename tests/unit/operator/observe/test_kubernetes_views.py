@@ -72,14 +72,6 @@ def test_a_pod_says_how_its_container_crashed_without_the_containers_text(
     assert kubernetes_views.pod_view(pod).trouble == trouble
 
 
-def test_the_crash_is_of_the_container_that_the_reason_is_of() -> None:
-    agent = {"name": "agent", "state": {"waiting": {"reason": "ImagePullBackOff"}}}
-    crashed = {"name": "sglang", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
-    crashed |= {"lastState": {"terminated": {"exitCode": 1}}}
-    pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [agent, crashed]}}
-    assert kubernetes_views.pod_view(pod).trouble == "ImagePullBackOff"
-
-
 @pytest.mark.parametrize(
     ("container_name", "message", "why"),
     [
@@ -272,11 +264,6 @@ def test_an_init_container_fails_only_while_it_waits() -> None:
     assert failure_of(done, "initContainerStatuses") == NOTHING
     crashed = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED}
     assert failure_of(crashed, "initContainerStatuses") == ("c", "CrashLoopBackOff", OOM)
-
-
-def test_a_pod_knows_its_age() -> None:
-    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    assert kubernetes_views.pod_view({"metadata": metadata, "status": {}}).created == NOW
 
 
 def test_a_deployment_says_why_its_pods_are_refused() -> None:

@@ -20,9 +20,8 @@ from aurora_operator.children.metadata import (
     selector,
     trainer_name,
 )
-from aurora_operator.errors import Gone, KubernetesError
+from aurora_operator.errors import KubernetesError
 from aurora_operator.kubernetes_api import CHILDREN, Object
-from aurora_operator.observe import secret_values
 from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_protocol.agent_api import AgentState
@@ -127,26 +126,12 @@ async def test_pods_are_listed_after_the_workloads_and_the_store_is_read_last() 
         await rig.observe()
 
 
-async def test_a_speculator_that_is_gone_ends_the_observation() -> None:
-    rig = Rig()
-    rig.api.remove("AuroraSpeculator", OWNER.name)
-    with pytest.raises(Gone):
-        await rig.observe()
-
-
 async def test_a_child_whose_event_was_lost_is_seen_by_the_next_observation() -> None:
     rig = Rig(obj("Service", "chat"))
     assert ("Service", "chat") in (await rig.observe()).live_children
     rig.api.remove("Service", "chat")
     rig.api.put(obj("ServiceAccount", "chat"))
     assert [*(await rig.observe()).live_children] == [("ServiceAccount", "chat")]
-
-
-async def test_only_owned_objects_count_as_children() -> None:
-    owners: dict[str, Any] = {"none": [], "ours": OURS, "user": [{"uid": OWNER.uid}]}
-    owners["other"] = [{"uid": "another", "controller": True}]
-    rig = Rig(*(obj("Service", name, owner) for name, owner in owners.items()))
-    assert [*(await rig.observe()).live_children] == [("Service", "ours")]
 
 
 async def test_a_pod_with_our_labels_that_no_workload_of_ours_controls_is_not_ours() -> None:
@@ -226,15 +211,6 @@ async def test_no_agent_is_asked_without_a_token_of_our_own() -> None:
         rig = Rig(running_pod(), *keys)
         snapshot = await rig.observe()
         assert (snapshot.agent_token, snapshot.observed.keys_exist, rig.agents.asked) == ("", exist, [])
-
-
-async def test_a_new_token_is_used_after_a_while() -> None:
-    rig = Rig(running_pod(), keys_secret("old"))
-    await rig.observe()
-    rig.api.put(keys_secret("t"))
-    rig.clock += secret_values.KEPT_SECONDS
-    await rig.observe()
-    assert rig.agents.asked[-1] == ("10.0.0.1", "t")
 
 
 TRAINER_DEPLOYMENT = obj(

@@ -1,14 +1,17 @@
-"""A stored resource becomes a spec and a status, or an error that names the wrong field."""
+"""A stored resource becomes a spec, a status and requests, or an error that names the wrong field."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import InvalidSpec
-from aurora_operator.observe.stored_resource import parse
+from aurora_operator.observe.stored_resource import aborted_version, parse
 
 
 def stored(serving: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
@@ -71,3 +74,19 @@ def test_unknown_fields_and_the_conditions_of_others_are_left_out() -> None:
     assert "turbo" not in spec.model_dump_json()
     assert "mood" not in status.model_dump_json()
     assert [c.type for c in status.conditions] == ["Ready"]
+
+
+def abort_of(text: str) -> int | None:
+    return aborted_version({"metadata": {"annotations": {ABORT_ANNOTATION: text}}})
+
+
+def test_only_a_version_number_is_a_request() -> None:
+    assert abort_of("12345678") == 12345678
+    assert aborted_version({"metadata": {}}) is None
+    for text in ("", "v3", "-1", "3.0", " 3", "123456789", "9" * 5000, "²"):
+        assert abort_of(text) is None
+
+
+@given(st.text())
+def test_no_text_of_a_request_raises(text: str) -> None:
+    abort_of(text)

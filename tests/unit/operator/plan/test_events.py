@@ -9,22 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.act.custom_resource import EventRecorder
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
-from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.worlds import (
     OWNER,
-    channel,
-    evidence,
     made,
     observed,
     pod,
     spec,
     status,
-    store,
     waiting_pod,
 )
 
@@ -62,18 +56,6 @@ def test_what_a_person_must_correct_is_one_warning_on_the_first_reconcile_alread
     world = observed(**NO_PODS | FAULTS[reason])
     assert told(world) == [(reason, True)]
     assert told(later(world)) == [], "it was told"
-
-
-@pytest.mark.parametrize("reason", FAULTS)
-def test_a_second_fault_is_told_while_ready_is_still_false(reason: str) -> None:
-    first = "StorageUnreachable" if reason == "NameTaken" else "NameTaken"
-    world = later(observed(), **FAULTS[first])
-    assert told(world) == [(first, True)]
-    # The first fault is corrected, and the second one comes at the same time.
-    neither = {"name_taken": (), "store": observed().store}
-    second = later(world, **neither | FAULTS[reason])
-    expected = [] if reason == first else [(reason, True)]
-    assert told(second) == expected
 
 
 def test_a_fault_behind_another_one_is_told_once_the_other_is_corrected() -> None:
@@ -170,21 +152,3 @@ def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_messag
     assert posts.post(note) == 0
     posts.seconds = 3600
     assert posts.post(note) == 1
-
-
-@pytest.mark.parametrize(("promoted", "pin"), [(True, 0), (False, 1)])
-def test_a_pin_that_only_the_channel_records_is_told_as_a_pin(pin: int, *, promoted: bool) -> None:
-    """The operator died before it wrote the status."""
-    roll = Roll(phase=RolloutPhase.JUDGING, version=1, epoch=2, promoted=promoted, analysis=AnalysisState())
-    rollout, state = roll.status_parts()
-    record = channel(pin, epoch=3, previous=1 - pin).model_copy(update={"reason": ChannelReason.PINNED})
-    world = observed(
-        spec=spec(serving={"replicas": 2}, rollout={"pin": pin}),
-        store=store(0, 1, channel=record, evidence=(evidence(1),)),
-        status=SpeculatorStatus(rollout=rollout, operator_state=state),
-    )
-    planned = made(world)
-    assert planned.status is not None
-    assert [(entry.event, entry.version) for entry in planned.status.history] == [("Pinned", pin)]
-    assert [note.warning for note in planned.notes if note.reason in planned.decisions] == [False]
-    assert planned.advance is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
 from aurora_protocol.training_records import TrainerStatus
@@ -141,27 +141,6 @@ def test_a_newer_version_takes_the_place_of_one_that_waits() -> None:
     world = with_held_out(0)
     waits = after(world, made(world))
     assert validating(replace(waits, store=with_held_out(0, 1, 2).store)) == 2
-
-
-@pytest.mark.parametrize("phase", [CandidatePhase.FAILED, CandidatePhase.VALIDATING])
-def test_the_replica_of_an_attempt_that_failed_does_not_begin_the_next_one(phase: CandidatePhase) -> None:
-    """Otherwise the replica would leave its Service for every attempt, and each would find too few requests."""
-    name = "chat-validate-v1-1"
-    stored = CandidateStatus(version=1, phase=phase, job=name, pod="chat-b", since=NOW)
-    failed = (JobView(name, 1, 1, failed=True, message="too few prompts"),)
-    world = replace(with_held_out(0, spec=ON_REPLICA), status=SpeculatorStatus(candidate=stored), jobs=failed)
-    world, later = after(world, made(world)), NOW + timedelta(minutes=1)
-    for _ in range(3):
-        waits = made(world, later)
-        assert waits.job is None
-        assert "ValidationStarted" not in events(waits)
-        world = after(world, waits)
-        waiting = candidate_of(world)
-        assert (waiting.phase, waiting.attempt) == (CandidatePhase.VALIDATING, 2)
-        assert (waiting.since, waiting.pod) == (None, None)
-    begins = made(replace(world, store=with_held_out(NEEDED).store), later)
-    assert begins.job is not None
-    assert candidate_of(after(world, begins)).pod == "chat-b"
 
 
 def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew() -> None:

@@ -12,7 +12,6 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
-from aurora_operator.plan.candidate import MEASURING
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import Replica
@@ -20,12 +19,10 @@ from tests.unit.operator.worlds import (
     CONFIG,
     NOW,
     agent,
-    channel,
     evidence,
     job_settings,
     observed,
     pod,
-    registration,
     spec,
     store,
 )
@@ -91,12 +88,6 @@ def test_a_job_is_created_for_a_replica_that_the_status_names() -> None:
         assert status(seen).candidate == seen.status.candidate
 
 
-def test_no_pod_with_a_former_template_is_measured_on() -> None:
-    waiting = made(world(deployment=WorkloadView(current=False, replicas=2, ready=2)))
-    assert waiting.job is None
-    assert "current template" in candidate(waiting).message
-
-
 def test_a_measurement_names_the_image_that_the_replica_runs_while_its_pods_wait_for_an_upgrade() -> None:
     serving = {"spec": {"containers": [{"name": "agent", "image": "a:1"}, {"name": "sglang", "image": "former:1"}]}}
     job = made(world(deployed=DeployedTemplate(serving, whole=True))).job
@@ -113,6 +104,7 @@ def test_a_measurement_names_the_image_that_the_replica_runs_while_its_pods_wait
         ({"pods": (pod("chat-a", 0),)}, "1 of 2 pods are ready"),
         ({"pods": (pod("chat-a", 0), pod("chat-b", 3))}, "1 of 2 pods are ready and serve the active version"),
         ({"pods": (pod("chat-a", 0), withdrawn("chat-b", measurement="another"))}, "chat-b must return"),
+        ({"deployment": WorkloadView(current=False, replicas=2, ready=2)}, "current template"),
         (
             {"spec": spec(serving={"replicas": 1}, validation={"measureOn": "Replica"}), "pods": (pod("chat-a", 0),)},
             "one has to go on serving",
@@ -178,15 +170,6 @@ def test_a_measurement_that_a_roll_ended_begins_again_after_it() -> None:
     assert made(replace(seen, status=rested, jobs=())).job is None, "the pod must return first"
     again = replica(made(world(status=rested)))
     assert (again.measurement, again.epoch) == (JOB, 4)
-
-
-def test_a_job_whose_deletion_for_a_roll_was_lost_is_deleted_once_it_holds_the_pod() -> None:
-    rolling = RolloutStatus(phase=RolloutPhase.ROLLING, version=1, epoch=3)
-    seen = lent()
-    assert seen.status.candidate is not None
-    forgotten = seen.status.candidate.model_copy(update={"pod": None})
-    seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling, "candidate": forgotten}))
-    assert made(seen).delete_jobs == (JOB,)
 
 
 @pytest.mark.parametrize("seen", [begun(), lent()], ids=["before the pod left", "while it is measured"])
@@ -255,15 +238,6 @@ def test_a_loan_that_fails_is_repeated_after_growing_delays(*, refused: bool) ->
     assert waits == [30, 60, 120, 240, 480, 600, 600, 600]
 
 
-def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
-    seen = replace(lent(), status=SpeculatorStatus())
-    seen = replace(seen, status=status(seen))
-    assert made(seen).delete_jobs == ()
-    found = status(seen).candidate
-    assert found is not None
-    assert (found.phase, found.pod) == (CandidatePhase.VALIDATING, "chat-b")
-
-
 def test_a_roll_waits_until_the_replica_is_back() -> None:
     passed = replace(lent(), store=store(0, 1, evidence=(evidence(1),)))
     waiting = made(passed)
@@ -277,11 +251,6 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
     assert status(back).rollout.phase is RolloutPhase.JUDGING
 
 
-def test_no_replica_is_lent_while_a_version_is_pinned() -> None:
-    pinned = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"pin": 0})
-    assert made(replace(begun(), jobs=(), spec=pinned)).job is None
-
-
 def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     silent = replace(lent(), pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     shown = status(silent)
@@ -289,25 +258,6 @@ def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     assert ready.status.value == "True"
     assert shown.candidate is not None
     assert shown.candidate.phase is CandidatePhase.VALIDATING
-
-
-def test_a_candidate_that_is_measured_in_a_job_after_all_names_no_replica() -> None:
-    seen = replace(begun(), jobs=(), spec=spec(serving={"replicas": 2}))
-    job = made(seen).job
-    assert job is not None
-    assert job_settings(job).replica is None
-    found = status(seen).candidate
-    assert found is not None
-    assert (found.pod, found.message) == (None, MEASURING)
-
-
-def test_a_job_carries_the_rolls_epoch_to_the_agent() -> None:
-    high = SpeculatorStatus(rollout=RolloutStatus(epoch=7))
-    seen = world(
-        status=high,
-        store=replace(store(0, 1), channel=channel(0, epoch=2), registrations={0: registration(0), 1: registration(1)}),
-    )
-    assert replica(made(seen)).epoch == 7
 
 
 def test_a_replica_that_is_being_deleted_is_not_chosen_but_measured_on_to_its_end() -> None:

@@ -56,22 +56,6 @@ def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(cha
     assert set(speculator.live["spec"]["strategy"]["rollingUpdate"]) == {"maxSurge", "maxUnavailable"}
 
 
-def test_pods_whose_digests_are_gone_keep_the_template_that_they_have() -> None:
-    (speculator,) = running("a")
-    assert speculator.live is not None
-    speculator.live["metadata"]["annotations"] = {}
-    speculator.live["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"  # a default of the API server
-    held = decide_upgrade(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW)
-    assert held.stage is UpgradeStage.WAITING
-    speculator.apply(held)
-    assert (speculator.restarts, speculator.agent_image) == (0, "agent:1")
-    speculator.change(extraArgs=["--tp", "2"])
-    assert (
-        decide_upgrade(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW).stage
-        is UpgradeStage.CURRENT
-    )
-
-
 def test_an_administrator_may_forbid_all_restarts() -> None:
     (speculator,) = running("a")
     operator = started(config(2, max_concurrent=0), speculator)
@@ -203,16 +187,6 @@ def test_the_only_pod_of_a_speculator_is_not_taken_away_and_others_follow() -> N
     assert second.restarts == 1
 
 
-@pytest.mark.parametrize("since", ["yesterday", "2026-01-01T00:00:00"])
-def test_a_time_that_somebody_else_wrote_holds_up_nobody(since: str) -> None:
-    first, second, operator, _ = restarting_since_now()
-    assert first.live is not None
-    first.live["metadata"]["annotations"][RESTART_ANNOTATION] = since
-    assert operator.decide(first).stage is UpgradeStage.CURRENT
-    operator.look(second)
-    assert second.restarts == 1
-
-
 def test_one_whose_spec_cannot_be_used_or_that_is_being_deleted_gives_its_turn_back() -> None:
     first, second, operator, _ = restarting_since_now()
     operator.look(second)
@@ -328,22 +302,6 @@ def _status(made: Any) -> Any:
 
 def _reason(made: Any, kind: ConditionType) -> str:
     return str(next(c.reason for c in _status(made).conditions if c.type is kind))
-
-
-@pytest.mark.parametrize(
-    ("fleet", "stage"),
-    [
-        (FleetView(), UpgradeStage.RESTARTING),
-        (FleetView(known=False), UpgradeStage.WAITING),
-        (FleetView(restarting=1), UpgradeStage.RESTARTING),
-        (FleetView(restarting=2), UpgradeStage.WAITING),
-        (FleetView(failed=1), UpgradeStage.RESTARTING),
-        (FleetView(failed=2), UpgradeStage.WAITING),
-    ],
-)
-def test_a_turn_needs_a_free_place(fleet: FleetView, stage: UpgradeStage) -> None:
-    (speculator,) = running("a")
-    assert decide_upgrade(replace(speculator.observe(), fleet=fleet), config(2, 2), NOW).stage is stage
 
 
 class UpgradeMachine(RuleBasedStateMachine):

@@ -99,27 +99,12 @@ def test_the_owner_with_another_name_may_live_so_a_person_decides() -> None:
     assert taken.owner == root_owner()
 
 
-def test_pods_that_run_serve_on_while_the_path_is_refused_and_the_trainer_stops() -> None:
-    """They were created while the store was away."""
-    owned = former_store(channel=channel(1, epoch=5, owner=ELSEWHERE))
-    world = created_again(store=owned, deployment=observed().deployment)
-    replicas = {c["metadata"]["name"]: c["spec"]["replicas"] for c in made(world).children if c["kind"] == "Deployment"}
-    assert replicas == {"chat": 1, "chat-trainer": 0}
-    assert condition(world, ConditionType.TRAINER_READY).reason == "PathRefused"
-
-
 def test_another_target_is_refused() -> None:
     world = created_again(spec=spec(target={"model": "org/other"}))
     assert made(world).advance is None
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "PathRefused"
     assert "org/model" in shown.message
-
-
-def test_a_channel_without_a_lineage_is_refused() -> None:
-    world = created_again(store=former_store(lineage=None))
-    assert made(world).advance is None
-    assert condition(world, ConditionType.STORAGE_READY).reason == "PathRefused"
 
 
 def test_a_root_that_is_being_deleted_is_refused() -> None:

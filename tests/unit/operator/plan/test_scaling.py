@@ -85,13 +85,6 @@ def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
     assert promoted.active == 1
 
 
-def test_a_pod_that_gets_its_node_late_is_brought_to_the_active_version() -> None:
-    """It chose its version before the promotion, and came up after it."""
-    late = scaled_up(3, pods=(pod("chat-a", 1), pod("chat-b", 1), pod("chat-c", 0)), store=store(0, 1, active=1))
-    (swap,) = made(late).swaps
-    assert (swap.pod, swap.request.version) == ("chat-c", 1)
-
-
 def measured(seen: Observed) -> Observed:
     """``seen`` with a candidate that is to be measured on a replica."""
     given = spec(serving={"replicas": seen.spec.serving.replicas}, validation={"measureOn": "Replica"})
@@ -197,18 +190,6 @@ def test_the_replicas_for_autoscalers_leave_out_the_extra_pods_of_an_update() ->
     assert status(ending).replicas == 1
     selector = "app.kubernetes.io/name=aurora,app.kubernetes.io/instance=chat,app.kubernetes.io/component=inference"
     assert {status(seen).selector for seen in (surge, away, ending)} == {selector}
-
-
-def test_a_scale_up_from_zero_posts_no_warning() -> None:
-    none = spec(serving={"replicas": 0})
-    zero = observed(spec=none, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
-    up = replace(zero, spec=spec(serving={"replicas": 2}), status=status(zero))
-    notes = made(up).notes
-    assert [(note.reason, note.warning) for note in notes] == []
-    started = replace(observed(), status=status(up))
-    assert [(note.reason, note.warning) for note in made(started).notes] == [("Ready", False)]
-    down = replace(started, status=status(started), pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)))
-    assert [note.warning for note in made(down).notes if note.reason == "PodsNotReady"] == [True]
 
 
 @pytest.mark.parametrize(

@@ -42,20 +42,6 @@ AT_WORK = (TrainerPhase.WAITING_FOR_TRACES, TrainerPhase.TRAINING)
 SUSPENDED = {"suspended": True}
 
 
-def test_the_status_shows_training_progress() -> None:
-    record = TrainerStatus(
-        phase=TrainerPhase.TRAINING,
-        step=7,
-        shards=2,
-        trained_tokens=900,
-        held_out_acceptance_length=1.604,
-        updated=NOW,
-    )
-    training = status(observed(store=store(0, trainer=record))).training
-    assert (training.step, training.trained_tokens) == (7, 900)
-    assert training.held_out_accept_length == "1.60"
-
-
 def test_a_trainer_that_changes_between_training_and_waiting_changes_only_figures() -> None:
     """Light traffic makes it change every few seconds, for days."""
     waits, trains = (status(observed(store=store(0, trainer=trainer_record(phase=phase)))) for phase in AT_WORK)
@@ -97,13 +83,6 @@ def test_an_endpoint_without_encryption_is_named_once_in_the_condition_of_the_st
         found = condition(observed(spec=spec(store=place)), ConditionType.STORAGE_READY)
         assert found.status is ConditionStatus.TRUE
         assert ("store.endpoint is http" in found.message) is named
-
-
-def test_a_trainer_that_cannot_start_is_not_ready() -> None:
-    why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
-    record = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
-    found = condition(observed(store=store(0, trainer=record)), ConditionType.TRAINER_READY)
-    assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
 
 
 def reported(age: timedelta, phase: TrainerPhase = TrainerPhase.WAITING_FOR_TRACES) -> Observed:
@@ -211,13 +190,6 @@ def test_the_initial_draft_shows_the_speedup_measured_with_its_candidates() -> N
     assert shown.active.speedup == "1.35x (1.30-1.40)"
 
 
-def test_a_speculator_with_zero_replicas_is_ready_and_at_rest() -> None:
-    nothing = spec(serving={"replicas": 0})
-    world = observed(spec=nothing, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
-    assert condition(world, ConditionType.READY).reason == "ScaledToZero"
-    assert not made(world).moving
-
-
 def ready(world: Observed) -> tuple[str, str]:
     found = condition(world, ConditionType.READY)
     return found.status.value, found.reason
@@ -292,25 +264,6 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
 
 def test_every_condition_type_is_always_set() -> None:
     assert [c.type for c in status(observed()).conditions] == list(ConditionType)
-
-
-def test_the_status_of_a_roll_holds_no_internal_state() -> None:
-    shown = status(observed(store=store(0, 1, evidence=(evidence(1),))))
-    assert set(shown.rollout.model_dump(by_alias=True)) == {
-        "phase",
-        "paused",
-        "version",
-        "updated",
-        "total",
-        "started",
-        "progressed",
-        "epoch",
-        "lastJudgement",
-        "waiting",
-        "message",
-    }
-    assert shown.operator_state["version"] == 1
-    assert status(observed()).operator_state == {}, "nothing of a roll while nothing is rolled out"
 
 
 @pytest.mark.parametrize("lost", [{}, {"version": 1, "analysis": "unreadable"}, {"version": 7}])

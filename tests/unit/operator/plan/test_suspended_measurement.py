@@ -68,13 +68,6 @@ def test_a_suspended_job_keeps_its_place_in_the_queue_when_newer_versions_come()
     assert validating(after) == 3
 
 
-def test_a_person_may_abort_a_suspended_measurement() -> None:
-    world = suspended()
-    ended = made(replace(world, abort=1))
-    assert ended.delete_jobs == (JOB.name,)
-    assert candidate(ended, world).phase is CandidatePhase.REJECTED
-
-
 def test_a_suspended_job_holds_no_replica() -> None:
     """Its pod goes on serving, so nothing has to be recalled while another one is away."""
     begun = observed(

@@ -1,4 +1,4 @@
-"""Which records the operator reads, how often, and what it believes when somebody deletes or adds some."""
+"""Which records the operator reads, when and how often, and what it believes when somebody deletes or adds some."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    PreviousVersion,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+    VersionStatus,
+)
+from aurora_operator.observe.observed import JobView, StoreView
+from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader, store_needs
 from aurora_protocol.draft_records import RootOwner
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import StoreError
@@ -23,6 +32,7 @@ from tests.unit.operator.worlds import (
     lineage,
     registration,
     root_owner,
+    spec,
     trainer_record,
 )
 from tests.unit.training.tiny import MemoryObjects
@@ -198,3 +208,28 @@ def test_the_trainers_record_is_cut_to_what_a_status_holds_and_a_damaged_one_sto
     store.objects.put(Keys.TRAINER_STATUS, b"{}")
     view = store.read()
     assert view.trainer is None
+
+
+def needs(status: SpeculatorStatus, *jobs: JobView, abort: int | None = None, pin: int | None = None) -> StoreNeeds:
+    rollout = {} if pin is None else {"rollout": {"pin": pin}}
+    return store_needs(OWNER, spec(**rollout), status, jobs, abort)
+
+
+def test_versions_are_those_of_the_status_and_those_that_a_person_asks_for() -> None:
+    status = SpeculatorStatus(active=VersionStatus(version=4), previous=PreviousVersion(version=2))
+    assert needs(status, abort=8, pin=1).versions == {1, 2, 4, 8}
+
+
+def test_the_store_is_read_once_the_job_of_the_present_attempt_ended() -> None:
+    measuring = SpeculatorStatus(candidate=CandidateStatus(version=3, phase=CandidatePhase.VALIDATING, attempt=2))
+    running, ended = JobView("j", 3, 2), JobView("j", 3, 2, failed=True)
+    former = JobView("j", 3, 1, succeeded=True)
+    assert needs(measuring, running, former) == needs(measuring, running)
+    assert needs(measuring, ended, former) != needs(measuring, running, former)
+
+
+def test_the_store_is_read_at_each_step_of_a_roll_and_for_each_request_of_a_person() -> None:
+    rolling = RolloutStatus(phase=RolloutPhase.ROLLING, version=1, updated=1, epoch=3)
+    steps = [needs(SpeculatorStatus(rollout=rolling.model_copy(update={"updated": done}))) for done in (1, 1, 2)]
+    assert steps[0] == steps[1] != steps[2]
+    assert needs(SpeculatorStatus()) != needs(SpeculatorStatus(), abort=1)

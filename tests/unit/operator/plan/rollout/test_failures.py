@@ -168,13 +168,6 @@ def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
 
 
-@pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
-def test_a_pod_on_a_lost_node_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
-    lost = pod(A, None, checksum=None, ready=False, kubernetes_ready=False)
-    late = step(world(lost, pod(B), now=NOW + timedelta(seconds=601)), rolling(phase, lone_restarts={A: 0}))
-    assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
-
-
 def test_two_silent_agents_do_not_hold_a_roll_for_ever() -> None:
     """More pods are not ready than may be, which holds the roll, and nobody knows when the agents answer again."""
     silent = tuple(pod(name, None, checksum=None, ready=False, kubernetes_ready=True) for name in (A, B))
