@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aurora_cli import cluster
 from aurora_cli.cluster import connect, refusal
 from aurora_cli.errors import ClusterError, Forbidden, NotFound
-from tests.unit.cli.fake_cluster import FakeApiServer, kubeconfig, resource, speculators_path
+from tests.unit.cli.fake_cluster import kubeconfig
 
 URL = "http://127.0.0.1:1"
 
@@ -38,13 +38,6 @@ def test_a_refusal_has_its_kind(status: int, body: str, kind: type[ClusterError]
 @given(st.integers(300, 599), st.binary(max_size=40) | st.just(b'{"message": "\\n\\u001b[2J"}') | st.just(b"[]"))
 def test_any_refusal_is_one_printable_line(status: int, body: bytes) -> None:
     assert str(refusal(status, body)).isprintable()
-
-
-def test_a_patch_is_a_merge_patch_under_our_name(server: FakeApiServer) -> None:
-    server.add(resource())
-    connect(kubeconfig=server.kubeconfig).patch("chat", {"spec": {"rollout": {"pin": 3}}}, dry_run=True)
-    query = {"fieldManager": "kubectl-aurora", "dryRun": "All"}
-    assert server.calls == [("PATCH", speculators_path("team", "chat"), query)]
 
 
 def test_namespace_and_flags_are_those_of_the_chosen_context(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands that look: one golden table each, and how every command fails."""
+"""The commands that look: the figures that they show, and how every command fails."""
 
 from __future__ import annotations
 
@@ -56,58 +56,34 @@ STATUS = SpeculatorStatus(
     updated="2/2",
     store_root="aurora/team/chat",
 )
-DETAIL = """\
-chat in team: ready, Serving
-
-active     version 4, 1.52x (1.45-1.60) over no speculation, 1.10x (1.07-1.13)
-           over the version before, since 3h
-previous   version 3
-candidate  version 5 Validating, attempt 2, round 3 of 12
-rollout    Rolling, version 5 on 1 of 2 pods, since 3h
-decided    rejected: 2
-traffic    acceptance length 2.71 when there was traffic last
-training   Training, step 9420, 1.2M tokens learned
-worth      saved by speculation: not known, held by the trainer: not known
-store      s3://bucket/aurora/team/chat
-
-POD               VERSION  STATE  WEIGHTS
-chat-7d4b9-x2x7k  4        Ready  0123456789ab
-
-Ready         True Serving, 3h: 2 of 2 pods serve the version they should
-StorageReady  False Unreachable, 3h: get channel/: timed out after 10 s at the
-              store of the cluster
-"""
-OVERVIEW = """\
-NAME   READY  REASON    ACTIVE  SPEEDUP  UPDATED  ROLLOUT  CANDIDATE
-chat   True   Serving   4       1.52x    2/2      Rolling  5 Validating
-other  -      NoStatus  -       -        -        -        -
-"""
-HISTORY = """\
-TIME (UTC)        EVENT     VERSION  MESSAGE
-2025-12-31 21:00  Rejected  2        candidate/active 1.001x does not reach
-                                     1.020
-2026-01-01 00:00  Promoted  4        -
-"""
 
 
-def test_the_tables_are_readable_in_80_columns() -> None:
+def test_the_tables_show_the_figures_of_the_status_in_80_columns() -> None:
     one = speculator(STATUS)
-    shown = as_text(status_table.detail(one, NOW), width=COLUMNS)
-    assert [line.rstrip() for line in shown.splitlines()] == DETAIL.splitlines()
-    overview = status_table.overview([one, speculator(name="other")], everywhere=False)
-    assert as_text(overview, width=COLUMNS) == OVERVIEW
-    assert as_text(status_table.history(one), width=COLUMNS) == HISTORY
+    found = {
+        "detail": status_table.detail(one, NOW),
+        "overview": status_table.overview([one, speculator(name="other")], everywhere=False),
+        "history": status_table.history(one),
+    }
+    texts = {name: as_text(shown, width=COLUMNS) for name, shown in found.items()}
+    assert max(len(line) for text in texts.values() for line in text.splitlines()) <= COLUMNS
+    facts = ("1.52x (1.45-1.60)", "1.10x (1.07-1.13)", "version 5 Validating, attempt 2", "version 5 on 1 of 2 pods",
+             "rejected: 2", "2.71", "step 9420, 1.2M tokens", "s3://bucket/aurora/team/chat", "0123456789ab",
+             "False Unreachable, 3h")  # fmt: skip
+    assert [fact for fact in facts if fact not in texts["detail"]] == []
+    rows = [row.split() for row in texts["overview"].splitlines()[1:]]
+    assert rows == [
+        ["chat", "True", "Serving", "4", "1.52x", "2/2", "Rolling", "5", "Validating"],
+        ["other", "-", "NoStatus", "-", "-", "-", "-", "-"],
+    ]
+    events = [row.split()[:4] for row in texts["history"].splitlines() if row[0].isdigit()]
+    assert events == [["2025-12-31", "21:00", "Rejected", "2"], ["2026-01-01", "00:00", "Promoted", "4"]]
 
 
 def test_a_speculator_that_is_being_deleted_is_shown_as_such(server: FakeApiServer) -> None:
     server.add(resource(STATUS, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}))
     assert server.run("status", "chat").stdout.splitlines()[0].startswith("chat in team: ready, Serving; being deleted")
     assert "being deleted" in server.run("status").stdout
-
-
-def test_the_heading_of_a_new_speculator_ends_with_no_dash() -> None:
-    heading = as_text(status_table.detail(speculator(), NOW)).splitlines()[0]
-    assert heading == "chat in team: no operator has written a status yet; run `kubectl aurora doctor`"
 
 
 def test_a_status_that_the_operator_writes_is_shown(server: FakeApiServer) -> None:
@@ -122,10 +98,6 @@ def test_all_namespaces_are_one_table(server: FakeApiServer) -> None:
     rows = server.run("status", "-A").stdout.splitlines()
     assert [row.split()[:2] for row in rows] == [["NAMESPACE", "NAME"], ["other", "b"], ["team", "chat"]]
     assert server.run("status", "chat", "-A").exit_code == 1
-
-
-def test_a_missing_speculator_is_named(server: FakeApiServer) -> None:
-    assert server.run("status", "chta").stderr == "error: no AuroraSpeculator chta in the namespace team\n"
 
 
 @pytest.mark.parametrize("words", ["status", "history", "doctor", "abort", "pin 2", "unpin", "pause", "resume"])

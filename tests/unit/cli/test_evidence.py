@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_cli import store_access
 from aurora_cli.cluster import connect
 from aurora_cli.commands import look
 from aurora_cli.commands.look import read_evidence
@@ -22,7 +21,6 @@ from aurora_cli.tables.printing import as_text
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
-from aurora_store.errors import CredentialsMissing
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import MINIMAL, NOW, evidence, samples, spec
@@ -82,10 +80,6 @@ def test_the_keys_of_the_secret_are_used_when_the_user_says_so(server: FakeApiSe
     assert (config.endpoint, config.access_key, config.secret_key) == (endpoint or ENDPOINT, "their-id", "their-key")
 
 
-def test_a_path_of_the_spec_is_the_root(server: FakeApiServer) -> None:
-    assert opened(stored_with(server, path="other/old")).root == "aurora/other/old"
-
-
 @pytest.mark.parametrize(
     ("stored", "store", "message"),
     [
@@ -105,17 +99,6 @@ def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways(serv
     stored_with(server, THEIRS).refusals = {"/secrets/s3": 403}
     with pytest.raises(Forbidden, match="you may not read the Secret s3"):
         opened(server, use_secret=True)
-
-
-def test_a_user_without_credentials_reads_what_a_person_can_do(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise CredentialsMissing("no credentials were found; give the pod a cloud identity")
-
-    monkeypatch.setattr(store_access, "ObjectStore", refuse)
-    with pytest.raises(StoreFault, match="you have no credentials for the store: log in"):
-        opened(stored_with(server))
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])
@@ -152,23 +135,6 @@ def test_the_command_prints_tables_or_the_stored_record(
     objects.put(Keys.evidence(4, 2), b'{"version": "secret text"}')
     result = server.run("evidence", "chat", "4")
     assert (result.exit_code, "secret text" in result.output) == (1, False)
-
-
-GOLDEN = """\
-RATIO             CONCURRENCY  ESTIMATE  INTERVAL     ROUNDS
-candidate/off     1            1.620x    1.570-1.670  5
-candidate/active  1            1.200x    1.150-1.250  5
-active/off        1            1.350x    1.300-1.400  5
-
-ARM        CONCURRENCY  TOKENS/S  BATCHES  FAILED  ACCEPT-LEN
-off        1            100.0     5        0       -
-"""
-
-
-def test_the_tables_are_readable_in_80_columns() -> None:
-    found = evidence(4)
-    text = as_text(evidence_table.detail(found, "evidence/1", POLICY, NOW), width=80)
-    assert GOLDEN in text
 
 
 def test_a_pass_that_the_samples_do_not_show_is_named() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import hashlib
 import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -87,14 +85,6 @@ def test_the_page_shows_the_figures_of_status_and_records(html: str) -> None:
     last = RECORDS.evidence[-1].verdict.ratios[0]
     for figure in ("2.91", "1 nvidia.com/gpu", f"{last.estimate:.3f}x [{last.low:.3f}, {last.high:.3f}]", "RolledBack"):
         assert figure in text
-
-
-def test_the_pictures_show_every_version_and_concurrency(html: str) -> None:
-    speedups, learning, timeline, cost = (picture.decode() for picture in Page(html).pictures[::2])
-    assert all(f">{label}<" in speedups for label in ("1", "10", "1x", "16 at a time", "never served"))
-    assert ">4M<" in learning
-    assert all(f">{label}<" in timeline for label in ("served", "measured", "decided", "10"))
-    assert ">minutes of measuring<" in cost
 
 
 def test_without_records_the_page_invents_nothing() -> None:
@@ -182,16 +172,3 @@ def test_the_command_writes_the_page_and_replaces_a_file_only_on_request(
     objects.down = False
     assert server.run("report", "chat", "-o", str(file), "--overwrite").exit_code == 0
     assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-
-
-def test_without_the_extra_the_command_names_it(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = builtins.__import__
-
-    def refuse(name: str, *arguments: Any, **more: Any) -> Any:
-        if name == "aurora_cli.report.page":
-            raise ModuleNotFoundError(name="matplotlib")
-        return load(name, *arguments, **more)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    result = server.run("report", "chat", "-o", "report.html")
-    assert (result.exit_code, "the extra report (matplotlib is missing)" in result.stderr) == (1, True)

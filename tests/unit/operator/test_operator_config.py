@@ -28,6 +28,7 @@ def test_an_installation_is_named_by_its_lease() -> None:
         ("AURORA_METRICS_PORT", "-1"),
         ("AURORA_FIXED_USER", "perhaps"),
         ("AURORA_STORE_RULES", "{"),
+        ("AURORA_STORE_RULES", '[{"buckets": []}]'),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_an_error_that_names_the_variable(variable: str, text: str) -> None:

@@ -135,10 +135,6 @@ def test_a_missing_arm_is_inconclusive(arm: Arm) -> None:
     assert kind([s for s in measured(FAST) if s.arm is not arm]) is VerdictKind.INCONCLUSIVE
 
 
-def test_a_missing_concurrency_is_inconclusive() -> None:
-    assert kind([s for s in measured(FAST) if s.concurrency == 1]) is VerdictKind.INCONCLUSIVE
-
-
 @pytest.mark.parametrize("candidate", [1.0, 30.0, 500.0])
 def test_too_few_rounds_never_decide(candidate: float) -> None:
     samples = measured({**FAST, Arm.CANDIDATE: candidate}, rounds=POLICY.min_rounds - 1, noise=0.0)

@@ -207,14 +207,6 @@ def test_no_answer_raises_anything_but_a_short_store_error(store: FaultyStore, c
     assert "Evil text" not in text
 
 
-@pytest.mark.parametrize("code", ["internal.example.svc", "a text of the store", "x" * 100])
-def test_a_code_that_looks_like_none_of_s3_is_not_repeated(store: FaultyStore, code: str) -> None:
-    store.answer = whole(403, f"{XML}<Error><Code>{code}</Code><Message>m</Message></Error>".encode())
-    text = error_text(lambda: objects(store).get("key"))
-    assert code not in text
-    assert "HTTP 403" in text
-
-
 def test_a_listing_without_end_is_an_error(store: FaultyStore) -> None:
     page = (
         "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{0}</NextContinuationToken>{1}"
@@ -260,12 +252,6 @@ def test_a_range_beyond_the_objects_end_is_empty(store: FaultyStore) -> None:
     store.answer = whole(500, body)
     with pytest.raises(StoreError):
         objects(store).get_range("traces/x", 0, 20)
-
-
-def test_a_range_of_no_bytes_is_not_asked_for(store: FaultyStore) -> None:
-    """S3 would ignore the range and send the whole object."""
-    assert objects(store).get_range("traces/x", 5, 0) == b""
-    assert store.requests == []
 
 
 @pytest.mark.parametrize(

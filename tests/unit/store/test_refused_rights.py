@@ -1,4 +1,4 @@
-"""What a store says that refuses a right, as a fake shows it: errors in words, and no text of the store in them."""
+"""What a store says that refuses a right, as a fake shows it: errors of ours, and no text of the store in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
+from aurora_store.errors import ObjectMissing, ObjectRefused
 from aurora_store.root_deletion import RootDeletion
 from tests.assets.faulty_store import FaultyStore, Request, faulty_store, whole
 
@@ -125,39 +125,3 @@ def test_a_root_is_deleted_by_a_store_that_refuses_to_list_versions_and_uploads(
     progress = deletion.step(10)
     assert (progress.done, progress.kept) == (True, "")
     assert f"older versions or unfinished uploads were not deleted: list the root: {code}" in progress.remains
-
-
-KEY_RIGHTS = {
-    "put": "allow s3:PutObject for these credentials, and kms:GenerateDataKey and kms:Decrypt on the bucket's",
-    "get": "allow s3:GetObject for these credentials, and kms:Decrypt on the bucket's KMS key if it has one",
-    "delete": "allow s3:DeleteObject for these credentials$",
-}
-"""AWS answers AccessDenied too when the rights on the key of an encrypted bucket are missing."""
-
-
-@pytest.mark.parametrize("operation", KEY_RIGHTS)
-def test_a_refused_right_may_be_one_on_the_key_that_encrypts_the_bucket(store: FaultyStore, operation: str) -> None:
-    calls: dict[str, Callable[[ObjectStore], object]] = {
-        "put": lambda objects: objects.put(KEY, b"1"),
-        "get": lambda objects: objects.get(KEY),
-        "delete": lambda objects: objects.delete(KEY),
-    }
-    with pytest.raises(ObjectRefused, match=KEY_RIGHTS[operation]):
-        calls[operation](objects(store))
-
-
-@pytest.mark.parametrize(
-    ("code", "hint"),
-    [
-        ("AuthorizationHeaderMalformed", "set store.region to the bucket's region"),
-        ("PermanentRedirect", "set store.region to the bucket's region"),
-        ("ExpiredToken", "keys in a Secret must be long-lived"),
-        ("InvalidToken", "keys in a Secret must be long-lived ones"),
-        ("InvalidAccessKeyId", "check the access key"),
-        ("RequestTimeTooSkewed", "set the clock of the pod's node"),
-    ],
-)
-def test_an_error_of_the_installation_says_what_to_change(store: FaultyStore, code: str, hint: str) -> None:
-    store.answer = whole(400, f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode())
-    with pytest.raises(StoreError, match=f"put {KEY}: {code}; .*{hint}"):
-        objects(store).put(KEY, b"1")

@@ -38,7 +38,6 @@ class KeptObjects:
     lost: str = ""
     losses: int = 0
     conflict: str | None = None
-    conflicts: int = 1000
     before_write: Callable[[str], None] = lambda key: None
     """Called with the key of each write that the store is about to carry out."""
 
@@ -50,8 +49,7 @@ class KeptObjects:
         elif request.command == "DELETE":
             self.objects.pop(key, None)
             request.reply(204)
-        elif self.conflicts and self.conflict is not None and key.endswith(self.conflict):
-            self.conflicts -= 1
+        elif self.conflict is not None and key.endswith(self.conflict):
             request.reply(409, error("ConditionalRequestConflict"))
         else:
             self.before_write(key)
@@ -148,14 +146,6 @@ def test_while_another_write_of_the_data_is_under_way_no_manifest_is_written(
     assert not isinstance(refused.value, ObjectExists)
     assert kept.objects == {}
     kept.conflict = None
-    registry(store).put_shard(*shard)
-    assert registry(store).shard(MANIFEST_KEY)[1] == DATA
-
-
-def test_a_conflict_with_a_write_that_ends_is_tried_again(
-    store: FaultyStore, kept: KeptObjects, shard: tuple[ShardManifest, Path]
-) -> None:
-    kept.conflict, kept.conflicts = ".safetensors", 2
     registry(store).put_shard(*shard)
     assert registry(store).shard(MANIFEST_KEY)[1] == DATA
 

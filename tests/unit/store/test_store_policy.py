@@ -7,7 +7,6 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from aurora_operator.errors import ConfigError
 from aurora_operator.operator_config import OperatorConfig
 from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.unit.operator.worlds import spec
@@ -92,18 +91,3 @@ def test_the_policy_comes_from_the_environment() -> None:
     policy = OperatorConfig.from_env(IMAGES | env).stores
     assert policy.rules == (StoreRule(("team",), "http://minio", "", "team"), StoreRule(bucket="all"))
     assert OperatorConfig.from_env(IMAGES).stores == StorePolicy()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("AURORA_STORE_RULES", "{"),
-        ("AURORA_STORE_RULES", "{}"),
-        ("AURORA_STORE_RULES", '[{"buckets": []}]'),
-        ("AURORA_STORE_RULES", '[{"namespaces": "team"}]'),
-        ("AURORA_STORE_RULES", '[{"bucket": 1}]'),
-    ],
-)
-def test_a_policy_that_cannot_be_used_is_an_error_that_names_the_variable(variable: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=variable):
-        OperatorConfig.from_env(IMAGES | {variable: value})
