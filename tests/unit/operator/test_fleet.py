@@ -5,9 +5,11 @@ from __future__ import annotations
 from aurora_operator import metrics
 from aurora_operator.fleet import MAX_UNKNOWN_SECONDS, START_SECONDS, Fleet
 from aurora_operator.observe.observed import FleetView
+from aurora_operator.plan.actions import MeasurementStage
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
 
-A, B, C = ("team", "a"), ("team", "b"), ("team", "c")
+A, B, C, ELSEWHERE = ("team", "a"), ("team", "b"), ("team", "c"), ("elsewhere", "d")
+MEASURING, WAITING = MeasurementStage.MEASURING, MeasurementStage.WAITING
 
 
 def decision(stage: UpgradeStage) -> UpgradeDecision:
@@ -61,3 +63,23 @@ def test_the_fleet_is_known_once_every_loop_reported_or_was_given_up() -> None:
     assert (fleet.view(A).known, fleet.view(C).known) == (False, True)
     now = MAX_UNKNOWN_SECONDS
     assert fleet.view(A).known
+
+
+def test_the_one_that_has_waited_longest_for_its_measurement_is_next() -> None:
+    fleet = Fleet()
+    fleet.report_measurement(A, MEASURING)
+    assert [fleet.view(key).measured_first for key in (A, B, ELSEWHERE)] == ["", "a", ""]
+    fleet.report_measurement(C, WAITING)
+    fleet.report_measurement(B, WAITING)
+    fleet.report_measurement(C, WAITING)
+    fleet.report_measurement(A, None)
+    assert [fleet.view(key).measured_first for key in (A, B, C)] == ["c", "c", ""]
+    fleet.report_measurement(C, MEASURING)
+    fleet.report_measurement(A, WAITING)
+    fleet.report_measurement(C, None)
+    assert [fleet.view(key).measured_first for key in (A, B)] == ["b", ""]
+    fleet.forget(B)
+    assert fleet.view(A).measured_first == ""
+    fleet.report_measurement(A, WAITING)
+    fleet.report(A, None)
+    assert fleet.view(C).measured_first == "", "its spec cannot be used"

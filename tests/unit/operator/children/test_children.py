@@ -1,4 +1,4 @@
-"""The children pass the restricted profile, get only the settings they need, and take the user's template."""
+"""The children pass the restricted profile, get only the settings and credentials they need, and take the template."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.template import NEEDED_FIELDS
+from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, START_ALLOWANCE_SECONDS
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.inference_deployment import choice_digest, inference_template, serving_settings
-from aurora_operator.children.metadata import Owner
+from aurora_operator.children.metadata import COMMON_LABELS, Owner, selector
 from aurora_operator.children.supporting_objects import disruption_budgets, new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
@@ -21,6 +26,7 @@ from aurora_operator.plan.wanted_children import children
 from aurora_protocol.agent_api import ENGINE_PORT, PROBE_HEADER
 from aurora_protocol.pod_settings import (
     ACCESS_KEY,
+    EXIT_INTERRUPTED,
     SECRET_KEY,
     STORE_KEYS_VARIABLE,
     Replica,
@@ -30,18 +36,27 @@ from aurora_protocol.pod_settings import (
 )
 from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, spec
 
+ATTEMPT = ValidationAttempt(version=2, attempt=1, active=1)
+ON_REPLICA = ValidationAttempt(2, 1, 1, Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3))
+PARTS = {"serving": "inference", "training": "trainer", "validation": "validator"}
+"""The part of the spec that holds the template of the pods, or their role in the store, and their component."""
+
 
 def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
     return inference_deployment.deployment(owner, given, inference_template(owner, given, config), {})
 
 
-def pods(given: SpeculatorSpec, config: OperatorConfig = CONFIG) -> dict[str, dict[str, Any]]:
-    made = {
+def workloads(given: SpeculatorSpec, config: OperatorConfig = CONFIG) -> dict[str, dict[str, Any]]:
+    """The objects that make the pods, by the pods' component."""
+    return {
         "inference": deployment(OWNER, given, config),
         "trainer": trainer_deployment(OWNER, given, config, 1),
-        "validator": job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)),
+        "validator": job(OWNER, given, config, ATTEMPT),
     }
-    return {name: obj["spec"]["template"] for name, obj in made.items()}
+
+
+def pods(given: SpeculatorSpec, config: OperatorConfig = CONFIG) -> dict[str, dict[str, Any]]:
+    return {name: made["spec"]["template"] for name, made in workloads(given, config).items()}
 
 
 def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
@@ -200,12 +215,11 @@ def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
     given = spec(serving=serving)
-    templates = [deployment(OWNER, given, config), trainer_deployment(OWNER, given, config, 1)]
-    templates.append(job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)))
-    names = [[one["name"] for one in made["spec"]["template"]["spec"]["imagePullSecrets"]] for made in templates]
+    templates = pods(given, config).values()
+    names = [[one["name"] for one in made["spec"]["imagePullSecrets"]] for made in templates]
     assert names == [["registry", "mine"], ["registry"], ["registry", "mine"]]
     for made in templates:
-        found = {c["name"]: c.get("imagePullPolicy") for c in containers(made["spec"]["template"])}
+        found = {c["name"]: c.get("imagePullPolicy") for c in containers(made)}
         assert {found.pop(name) for name in ("stage", "sglang", "agent", "trainer", "validator") if name in found} == {
             "Always"
         }
@@ -219,8 +233,7 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     given = spec(
         serving=serving, validation={"template": {"spec": {"priorityClassName": "low"}}, "measureOn": "Replica"}
     )
-    where = Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3)
-    made = job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1, replica=where))
+    made = job(OWNER, given, CONFIG, ON_REPLICA)
     pod = made["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert "resources" not in container
@@ -233,7 +246,7 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
         [ACCESS_KEY, SECRET_KEY],
     ]
     settings = ValidationSettings.from_json(variables(container)["AURORA_SETTINGS"]["value"])
-    assert settings.replica == where
+    assert settings.replica == ON_REPLICA.replica
     context = container["securityContext"]
     assert context["readOnlyRootFilesystem"]
 
@@ -367,3 +380,163 @@ def test_every_pod_gets_the_path_of_the_spec_and_the_owner() -> None:
         ):
             settings = kind.from_json(variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]).store
             assert (settings.root, settings.owner) == (root, "01234567")
+
+
+# what a user's template reaches besides the pods ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_queues_label_reaches_the_pods_and_their_workload(part: str) -> None:
+    """Kueue reads the label of a Job or Deployment, and decides before any pod exists."""
+    queued = {"template": {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "research"}}}}
+    workload = workloads(spec(**{part: queued}))[PARTS[part]]
+    for labelled in (workload, workload["spec"]["template"]):
+        assert labelled["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+
+
+OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]
+
+
+@hypothesis_given(st.dictionaries(st.sampled_from([*OUR_LABELS, "team"]), st.just("mine")))
+def test_no_label_of_a_user_replaces_one_of_ours(labels: dict[str, str]) -> None:
+    template = {"template": {"metadata": {"labels": labels}}}
+    for name, workload in workloads(spec(serving=template, training=template, validation=template)).items():
+        ours = selector(OWNER, name) | COMMON_LABELS
+        assert ours.items() <= workload["metadata"]["labels"].items()
+        assert ours.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+        if name == "validator":
+            assert workload["metadata"]["labels"]["aurora.dev/version"] == "2"
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])
+def test_a_job_ends_only_after_its_validator_could_start_measure_and_store(attempt: ValidationAttempt) -> None:
+    """Kubernetes counts from the Job's start, and loses all rounds of a Job that it ends."""
+    for seconds in (60, 3600, 86400):
+        made = job(OWNER, spec(validation={"timeoutSeconds": seconds}), CONFIG, attempt)
+        deadline = made["spec"]["activeDeadlineSeconds"]
+        assert deadline == START_ALLOWANCE_SECONDS + seconds + FINISH_RESERVE_SECONDS
+
+
+def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None:
+    """Kubernetes counts the pod of a Job that is suspended as failed, unless a rule ignores how the pod ended."""
+    rule, evicted = job(OWNER, spec(), CONFIG, ATTEMPT)["spec"]["podFailurePolicy"]["rules"]
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    expected = {"containerName": "validator", "operator": "In", "values": [EXIT_INTERRUPTED]}
+    assert (rule["action"], rule["onExitCodes"]) == ("Ignore", expected)
+    assert "podFailurePolicy" not in job(OWNER, spec(), CONFIG, ON_REPLICA)["spec"], "its replica is back in service"
+    restarts = spec(validation={"template": {"spec": {"restartPolicy": "OnFailure"}}})
+    assert "podFailurePolicy" not in job(OWNER, restarts, CONFIG, ATTEMPT)["spec"], "the API server would refuse it"
+
+
+MAY_BE_REMOVED = {"name", "imagePullPolicy", "lifecycle", "resources", "securityContext"}
+"""Fields of our containers without which a container still does its work. The name is the key of the merge."""
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])
+def test_every_field_that_our_containers_need_is_one_that_no_template_may_remove(attempt: ValidationAttempt) -> None:
+    made = workloads(spec()) | {"validator": job(OWNER, spec(), CONFIG, attempt)}
+    pods = [workload["spec"]["template"]["spec"] for workload in made.values()]
+    ours = [container for pod in pods for container in (*pod.get("initContainers", ()), *pod["containers"])]
+    assert set().union(*ours) - MAY_BE_REMOVED == set(NEEDED_FIELDS)
+
+
+CLAIM = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+
+
+def claiming(container: str, *claims: dict[str, Any]) -> dict[str, Any]:
+    names = [{"name": claim["name"]} for claim in claims]
+    engine = {"name": container, "resources": {"claims": names}}
+    return {"template": {"spec": {"resourceClaims": [*claims], "containers": [engine]}}}
+
+
+def test_a_validator_claims_the_same_devices_as_the_engine_unless_its_template_says_otherwise() -> None:
+    same = workloads(spec(serving=claiming("sglang", CLAIM)))["validator"]["spec"]["template"]["spec"]
+    assert same["resourceClaims"] == [CLAIM]
+    assert same["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    other = {"name": "gpu", "resourceClaimName": "reserved"}
+    chosen = spec(serving=claiming("sglang", CLAIM), validation={"template": {"spec": {"resourceClaims": [other]}}})
+    pod = workloads(chosen)["validator"]["spec"]["template"]["spec"]
+    assert pod["resourceClaims"] == [other], "a claim has one source, so the two cannot be merged"
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+
+
+def test_the_resources_of_the_spec_serve_engine_trainer_and_validator_and_templates_win() -> None:
+    more = {"containers": [{"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": 2}}}]}
+    given = SpeculatorSpec.model_validate(
+        MINIMAL
+        | {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "48Gi"}}, "training": {"template": {"spec": more}}}
+    )
+    found = {
+        name: {c["name"]: c.get("resources") for c in workload["spec"]["template"]["spec"]["containers"]}
+        for name, workload in workloads(given).items()
+    }
+    asked = {"limits": {"nvidia.com/gpu": "1", "memory": "48Gi"}}
+    assert found["inference"]["sglang"] == found["validator"]["validator"] == asked
+    assert found["inference"]["agent"] != asked
+    assert found["trainer"]["trainer"] == {"limits": {"nvidia.com/gpu": 2, "memory": "48Gi"}}
+    trainer = workloads(given)["trainer"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--nproc-per-node=2" in trainer["command"]
+    client = job(OWNER, given, CONFIG, ON_REPLICA)["spec"]["template"]["spec"]["containers"][0]
+    assert "resources" not in client, "it computes nothing"
+
+
+# each role's pods get the credentials of their role -------------------------------------------------------------------
+
+
+KEYS = {"secretRef": {"name": "s3"}}
+
+
+def store(**more: Any) -> dict[str, Any]:
+    return {"store": {"bucket": "bucket", "credentials": KEYS | {"roles": more}}}
+
+
+def secrets(template: dict[str, Any]) -> set[str]:
+    """The Secrets with the store's keys that the containers mount where their variable says."""
+    volumes = {v["name"]: v["secret"] for v in template["spec"]["volumes"] if "secret" in v}
+    mounts = [
+        volumes[mount["name"]]
+        for container in containers(template)
+        for mount in container["volumeMounts"]
+        if mount["mountPath"] == variables(container).get(STORE_KEYS_VARIABLE, {}).get("value")
+    ]
+    assert all([item["path"] for item in one["items"]] == [ACCESS_KEY, SECRET_KEY] for one in mounts)
+    assert all(one["optional"] for one in mounts), "serving does not need the store"
+    return {one["secretName"] for one in mounts}
+
+
+@pytest.mark.parametrize(("role", "pod"), PARTS.items())
+def test_a_role_with_a_secret_takes_its_keys_from_it_and_the_others_from_the_common_one(role: str, pod: str) -> None:
+    made = pods(spec(**store(**{role: "own"})))
+    assert {name: secrets(template) for name, template in made.items()} == {
+        name: {"own"} if name == pod else {"s3"} for name in made
+    }
+
+
+@pytest.mark.parametrize(("role", "pod"), PARTS.items())
+def test_a_role_gets_its_own_service_account_where_identities_come_from_the_cloud(role: str, pod: str) -> None:
+    given = spec(store={"bucket": "bucket", "credentials": {"serviceAccountName": "cloud", "roles": {role: "own"}}})
+    made = pods(given)
+    assert {name: template["spec"]["serviceAccountName"] for name, template in made.items()} == {
+        name: "own" if name == pod else "cloud" for name in made
+    }
+    assert secrets(made[pod]) == set()
+    assert service_accounts(OWNER, given) == []
+
+
+def test_only_the_credentials_of_serving_count_as_a_change_of_the_inference_pods() -> None:
+    before = choice_digest(OWNER, spec())
+    for role in ("training", "validation"):
+        assert choice_digest(OWNER, spec(**store(**{role: "own"}))) == before
+    assert choice_digest(OWNER, spec(**store(serving="own"))) != before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"credentials": KEYS | {"serviceAccountName": "b"}}, "exactly one of secretRef and serviceAccountName"),
+        ({"credentials": KEYS | {"roles": {"operator": "own"}}}, "serving"),
+    ],
+)
+def test_a_contradiction_is_refused_in_words(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        spec(store={"bucket": "bucket", "credentials": KEYS} | wrong)

@@ -10,8 +10,11 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
+    MAX_REJECTED,
     CandidatePhase,
+    CandidateStatus,
     RolloutPhase,
+    RolloutStatus,
     SpeculatorStatus,
 )
 from aurora_operator.observe.observed import (
@@ -335,3 +338,29 @@ def test_obsolete_jobs_are_deleted_and_the_candidates_last_job_is_kept() -> None
     world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
     jobs = (JobView("chat-validate-v1-1", 1, 1, succeeded=True), JobView("chat-validate-v0-9", 0, 9))
     assert made(replace(world, jobs=jobs)).delete_jobs == ("chat-validate-v0-9",)
+
+
+REJECTED = list(range(1, 201))
+NEWEST = REJECTED[-MAX_REJECTED:]
+
+
+def passed_before(newest: int, before: SpeculatorStatus) -> Observed:
+    """The newest registered version passed its measurement. All versions up to 200 were rejected later."""
+    return observed(store=store(0, newest, evidence=(evidence(newest),)), status=before)
+
+
+def test_the_status_lists_the_newest_rejected_versions() -> None:
+    candidate = CandidateStatus(version=9, phase=CandidatePhase.REJECTED)
+    before = SpeculatorStatus(rejected=REJECTED, candidate=candidate, rollout=RolloutStatus(version=5))
+    world = passed_before(200, before)
+    after = status(world)
+    assert after.rejected == NEWEST
+    assert made(replace(world, status=after)).status is None, "the list stays as it is"
+    unread = replace(world, store=replace(world.store, channel=None))
+    assert status(unread).rejected == NEWEST
+
+
+def test_a_version_that_is_newer_than_all_rejected_ones_is_measured() -> None:
+    world = observed(store=store(0, 201), status=SpeculatorStatus(rejected=REJECTED))
+    assert validating(world) == 201
+    assert validating(replace(world, status=status(world))) == 201
