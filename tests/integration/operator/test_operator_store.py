@@ -126,14 +126,6 @@ async def test_a_foreign_record_is_named_and_its_removal_is_enough(
     assert (view.error, view.newest, view.channel) == ("", 3, channel(0, owner=root_owner(speculator.owner)))
 
 
-async def test_a_version_of_5000_digits_is_just_not_there(speculator: Speculator) -> None:
-    speculator.status = SpeculatorStatus(rejected=[])
-    speculator.abort = 10**4200
-    view = await speculator.look()
-    assert view.ok
-    assert set(view.registrations) == {0}
-
-
 @pytest.mark.parametrize("data", [b"", b"{", b'{"phase": "Unknown"}', b" " * (2 << 20)])
 async def test_an_unreadable_record_of_the_trainer_leaves_the_view_good(
     s3: S3, speculator: Speculator, data: bytes
@@ -183,15 +175,6 @@ async def test_corrected_settings_and_rotated_credentials_are_used(s3: S3, specu
     assert "check the" in (await speculator.look(KEPT_SECONDS)).error
     speculator.api.secret = s3.secret_key
     assert (await speculator.look(KEPT_SECONDS)).ok
-
-
-async def test_a_foreign_error_text_does_not_reach_the_view(s3: S3, owner: Owner) -> None:
-    body = f"<?xml version='1.0'?><Error><Code>{'x' * 42_000}</Code><Message>{'y' * 42_000}</Message></Error>"
-    for answer in (whole(403, body.encode()), whole(302, Location="http://10.0.0.1/"), whole(200, b"hello")):
-        with faulty_store(answer) as fake:
-            view = await Speculator(s3, owner, endpoint=fake.endpoint).look()
-        assert not view.ok
-        assert 0 < len(view.error) <= MAX_ERROR_CHARACTERS
 
 
 async def test_stores_that_hang_do_not_stop_a_healthy_speculator(

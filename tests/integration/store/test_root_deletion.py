@@ -11,7 +11,7 @@ import pytest
 from aurora_protocol.draft_records import RootOwner
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_store import FencedObjectStore, Keys, ObjectStore
-from aurora_store.errors import CallUnavailable, NotRootOwner, StoreError
+from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.root_ownership import write_refusal
@@ -152,13 +152,6 @@ def test_a_takeover_between_the_look_and_the_closing_record_keeps_the_root(s3: S
     assert old.storage_reason() == "TakenOver"
 
 
-def test_a_speculator_that_never_took_its_root_over_deletes_nothing(s3: S3, root: str) -> None:
-    new = Speculator(s3, NEW, root)
-    before = list(new.pods.list(""))
-    assert "uid 01d00000…" in finish(new.deletion).kept
-    assert list(new.pods.list("")) == before
-
-
 def test_a_root_inside_this_one_and_traces_without_a_channel_are_kept(s3: S3, root: str) -> None:
     """Somebody placed a root there with ``store.prefix``. Who owned the traces is not known."""
     inside = ObjectStore(s3.config(root=f"{root}/team/chat"))
@@ -230,22 +223,6 @@ def test_a_version_that_is_locked_is_told_and_not_waited_for(s3: S3, root: str) 
         assert "evidence/1" in progress.remains
         assert versions(objects) == {"evidence/1"}
         assert list(objects.list("")) == [], "its delete marker hides it"
-
-
-def test_a_store_without_versions_and_uploads_is_emptied_all_the_same(
-    s3: S3, root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pages = RootDeletion._pages
-
-    def refused(deletion: RootDeletion, listing: Any) -> Any:
-        if listing != "list_objects_v2":
-            raise CallUnavailable("ListObjectVersions: the store does not know this call")
-        return pages(deletion, listing)
-
-    monkeypatch.setattr(RootDeletion, "_pages", refused)
-    old = Speculator(s3, OLD, root)
-    assert "does not know this call" in finish(old.deletion).remains
-    assert list(old.pods.list("")) == []
 
 
 def test_an_object_that_is_refused_protects_no_other_and_is_named(

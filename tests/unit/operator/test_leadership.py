@@ -195,21 +195,6 @@ def test_a_leader_that_cannot_renew_stops_before_another_one_can_lead(
     assert (leases.holder, leading()) == ("a", 0), "the Lease expires by itself"
 
 
-@OUTAGES
-def test_a_short_outage_ends_no_leadership(leases: Leases, outage: Callable[[], Awaitable[None]]) -> None:
-    async def live() -> Replica:
-        replica = Replica(seconds=60)
-        running = asyncio.create_task(replica.run())
-        await asyncio.sleep(30)
-        leases.outage = outage
-        await asyncio.sleep(5)
-        leases.outage = None
-        await running
-        return replica
-
-    assert run(live()).led == [0, 60]
-
-
 def test_a_deleted_lease_is_made_anew(leases: Leases) -> None:
     async def live() -> None:
         running = asyncio.create_task(Replica(seconds=60).run())

@@ -339,11 +339,6 @@ CANARY = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.PASS),)), 
 REFUSED = ExecutionResult(apply_errors=("Service chat: forbidden",))
 
 
-async def test_a_speculator_at_rest_is_reconciled_every_few_minutes(clock: Clock) -> None:
-    delays = await delays_of(Rig.of(observed()), clock, 4 * 3600)
-    assert set(delays[-10:]) == {LONGEST_REST}
-
-
 async def test_what_may_take_days_comes_to_rest(clock: Clock) -> None:
     """A trainer in a queue. Pods and the store wake the task."""
     delays = await delays_of(Rig.of(NO_DRAFT), clock, 12 * 3600)
@@ -385,11 +380,6 @@ async def test_a_refused_write_is_told_at_once_and_tried_again_after_growing_del
     await delays_of(served, clock, 8 * 3600)
     served.actor.result = REFUSED
     assert await served.reconcile() == BUSY_POLL_SECONDS
-
-
-async def test_a_taken_name_is_told_at_once(clock: Clock) -> None:
-    rig = Rig.of(observed(), ExecutionResult(name_taken=("Service chat",)))
-    assert await delays_of(rig, clock, 3) == [BUSY_POLL_SECONDS, LONGEST_REST]
 
 
 async def test_a_store_that_does_not_answer_is_looked_at_by_its_own_schedule(clock: Clock) -> None:

@@ -148,23 +148,6 @@ def test_a_manifest_cannot_name_a_path(registry: PodRegistry, tmp_path: Path, na
     assert not (tmp_path / "into").exists()
 
 
-@pytest.mark.parametrize("names", [["config.json"], ["config.json"] * 2, ["config.json", "model.safetensors", "x.py"]])
-def test_a_draft_is_exactly_its_two_files(registry: PodRegistry, tmp_path: Path, names: list[str]) -> None:
-    key, manifest = manifest_of(registry)
-    change(registry, key, files=[manifest.files[0].model_dump() | {"name": name} for name in names])
-    with pytest.raises(InvalidRecord, match="exactly"):
-        registry.fetch_checkpoint(registry.registration(1), tmp_path / "into")
-    assert not (tmp_path / "into").exists()
-
-
-def test_weights_with_another_digest_than_the_registrations_are_refused(registry: PodRegistry, tmp_path: Path) -> None:
-    key, manifest = manifest_of(registry)
-    files = [file.model_dump() for file in manifest.files]
-    change(registry, key, files=[files[0], files[1] | {"sha256": "0" * 64}])
-    with pytest.raises(InvalidRecord, match="another digest"):
-        registry.fetch_checkpoint(registry.registration(1), tmp_path / "into")
-
-
 @pytest.mark.parametrize(("number", "size"), [(0, 1 << 40), (1, 1 << 40), (1, 1 << 80), (1, -1)])
 def test_a_file_that_is_too_large_is_not_begun(registry: PodRegistry, tmp_path: Path, number: int, size: int) -> None:
     key, manifest = manifest_of(registry)

@@ -75,21 +75,6 @@ async def test_keys_that_are_ours_are_never_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    "references",
-    [(), ({"uid": "another", "controller": True},), ({"uid": OWNER.uid},)],
-    ids=["no owner", "another controller", "a reference that a user added"],
-)
-async def test_an_object_of_somebody_else_is_named_and_left_alone(references: tuple[dict[str, Any], ...]) -> None:
-    api = FakeApi()
-    foreign = put_foreign(api, "Service", "chat", *references)
-    assert await write(api) == WriteResult(name_taken=("Service chat",))
-    assert api.objects["Service", "chat"] == foreign
-    assert ("PodDisruptionBudget", "chat") in api.objects
-    api.remove("Service", "chat")
-    assert await write(api) == WriteResult(), "the name is free"
-
-
-@pytest.mark.parametrize(
     ("adopts", "labels", "controller", "taken_over"),
     [
         (True, {}, None, True),
@@ -319,10 +304,3 @@ def test_a_change_is_seen(alter: Callable[[Object], object]) -> None:
     shown = live(with_digest(CHILD))
     alter(shown)
     assert not is_unchanged(with_digest(CHILD), shown)
-
-
-def test_a_field_that_we_no_longer_want_is_a_change() -> None:
-    """Only the digest shows it: the live object still has every field of the new child."""
-    narrower = {**CHILD, "spec": {**CHILD["spec"]}}
-    del narrower["spec"]["replicas"]
-    assert not is_unchanged(with_digest(narrower), live(with_digest(CHILD)))

@@ -135,46 +135,24 @@ def of_job(status: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": {"name": "p", "uid": "u", "labels": {JOB_LABEL: "j"}}, "status": status}
 
 
+NO_ROOM = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
+PLACED = {"type": "PodScheduled", "status": "True"}
+
+
 @pytest.mark.parametrize(
-    ("status", "waiting"),
+    ("condition", "reason", "waiting"),
     [
-        (
-            {
-                "conditions": [
-                    {
-                        "type": "PodScheduled",
-                        "status": "False",
-                        "reason": "Unschedulable",
-                        "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
-                    }
-                ]
-            },
-            "Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
-        ),
-        (
-            {
-                "conditions": [{"type": "PodScheduled", "status": "True"}],
-                "containerStatuses": [{"name": "validator", "state": {"waiting": {"reason": "ImagePullBackOff"}}}],
-            },
-            "ImagePullBackOff",
-        ),
-        (
-            {
-                "conditions": [{"type": "PodScheduled", "status": "True"}],
-                "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}],
-            },
-            "",
-        ),
-        ({}, ""),
+        (NO_ROOM, "", "Unschedulable: 0/1 nodes are available"),
+        (PLACED, "ImagePullBackOff", "ImagePullBackOff"),
+        (PLACED, "ContainerCreating", ""),
     ],
-    ids=["no room", "no image", "on its way", "just made"],
 )
-def test_a_job_says_why_its_pod_does_not_start(status: dict[str, Any], waiting: str) -> None:
-    job = {"metadata": {"name": "j"}, "status": {}}
-    assert kubernetes_views.job_view(job, [of_job(status)]).waiting == waiting
-    assert kubernetes_views.job_view({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", (
-        "another Job's pod"
-    )
+def test_a_job_says_why_its_pod_does_not_start(condition: dict[str, str], reason: str, waiting: str) -> None:
+    container = {"name": "validator", "state": {"waiting": {"reason": reason}}}
+    status = {"conditions": [condition], "containerStatuses": [container] if reason else []}
+    assert kubernetes_views.job_view({"metadata": {"name": "j"}}, [of_job(status)]).waiting == waiting
+    another = kubernetes_views.job_view({"metadata": {"name": "other"}}, [of_job(status)])
+    assert another.waiting == "", "the pod is of another Job"
 
 
 def test_a_job_tells_since_when_its_pod_waits_for_a_node() -> None:

@@ -142,18 +142,6 @@ def test_a_restart_pod_by_pod_has_its_whole_time_after_each_pod() -> None:
     assert operator.decide(first).stage is UpgradeStage.FAILED
 
 
-def test_a_surge_pod_without_a_node_is_no_failure_and_the_next_one_follows() -> None:
-    first, second, operator, now = restarting_since_now()
-    first.miss_deadline()
-    now[0] += START_LIMIT.total_seconds()
-    pods = (pod("old-1", 0), pod("old-2", 0), waiting_pod("surge"))
-    made = operator.decide(first, pods=pods, deployment=WorkloadView(current=False, replicas=3, ready=2))
-    assert made.stage is UpgradeStage.CURRENT
-    assert RESTART_ANNOTATION in made.annotations, "once there is room, the pods go on"
-    operator.look(second)
-    assert second.restarts == 1
-
-
 def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another_for_a_while() -> None:
     first, second, operator, now = restarting_since_now()
     surge = replace(waiting_pod("surge"), created=NOW + timedelta(seconds=now[0]))

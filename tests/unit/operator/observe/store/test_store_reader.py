@@ -19,7 +19,6 @@ from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader, store_needs
 from aurora_protocol.draft_records import RootOwner
 from aurora_store import Registry, StoreConfig
-from aurora_store.errors import StoreError
 from aurora_store.keys import Keys
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.signing import KEYS, record_keys
@@ -45,7 +44,6 @@ class Objects(MemoryObjects):
 
     def __init__(self) -> None:
         super().__init__()
-        self.away = False
         self.requests: list[str] = []
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
@@ -53,8 +51,6 @@ class Objects(MemoryObjects):
         return super().get(key, sha256, max_bytes=max_bytes)
 
     def list_objects(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[ObjectInfo]:
-        if self.away:
-            raise StoreError("no route")
         self.requests.append(f"list {prefix}")
         return super().list_objects(prefix, after=after, limit=limit)
 
@@ -130,18 +126,6 @@ def test_evidence_of_a_version_older_than_the_active_one_is_read_for_who_asks(st
     assert store.attempts(StoreNeeds(versions=frozenset({1}))) == [(1, 1), (2, 1), (3, 1), (3, 1500)]
 
 
-@pytest.mark.parametrize(
-    "key", ["evidence/00000003/zzz.json", "evidence/00000003/99999999.json", "registry/00005000.json", "channel/x.json"]
-)
-def test_a_foreign_record_is_named_and_nothing_is_decided_until_it_is_gone(store: Store, key: str) -> None:
-    store.objects.put(key, b"{}")
-    view = store.reader.read(ALL)
-    assert (view.reason, view.channel) == ("InvalidRecord", None)
-    assert key in view.error
-    store.objects.delete(key)
-    assert store.read().channel is not None
-
-
 def test_a_foreign_record_of_a_version_that_nobody_needs_is_left_alone(store: Store) -> None:
     store.objects.put("evidence/00000001/zzz.json", b"{}")
     assert store.read(StoreNeeds()).ok
@@ -159,13 +143,6 @@ def test_a_store_that_is_emptied_and_filled_again_is_believed_anew(store: Store)
     view = store.read()
     assert view.channel is not None
     assert (view.channel.epoch, view.channel.active) == (2, 2)
-
-
-def test_a_store_that_is_away_is_unreachable_and_comes_back(store: Store) -> None:
-    store.objects.away = True
-    assert store.reader.read(ALL).reason == "Unreachable"
-    store.objects.away = False
-    assert store.read().channel is not None
 
 
 @pytest.mark.parametrize("version", [0, 2])
