@@ -64,6 +64,7 @@ def test_the_tables_show_the_figures_of_the_status_in_80_columns() -> None:
         "detail": status_table.detail(one, NOW),
         "overview": status_table.overview([one, speculator(name="other")], everywhere=False),
         "history": status_table.history(one),
+        "new": status_table.detail(speculator(), NOW),
     }
     texts = {name: as_text(shown, width=COLUMNS) for name, shown in found.items()}
     assert max(len(line) for text in texts.values() for line in text.splitlines()) <= COLUMNS
@@ -91,6 +92,11 @@ def test_a_status_that_the_operator_writes_is_shown(server: FakeApiServer) -> No
     text = server.add(resource(real)).run("status", "chat").stdout
     assert "version 0, 1.35x (1.30-1.40) over no speculation" in text
     assert all(f"{condition.type} " in text for condition in real.conditions)
+
+
+def test_a_missing_speculator_is_named(server: FakeApiServer) -> None:
+    result = server.run("status", "chta")
+    assert (result.exit_code, "chta in the namespace team" in result.stderr) == (1, True)
 
 
 def test_all_namespaces_are_one_table(server: FakeApiServer) -> None:

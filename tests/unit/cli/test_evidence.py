@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_cli import store_access
 from aurora_cli.cluster import connect
 from aurora_cli.commands import look
 from aurora_cli.commands.look import read_evidence
@@ -21,6 +22,7 @@ from aurora_cli.tables.printing import as_text
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
+from aurora_store.errors import CredentialsMissing
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import MINIMAL, NOW, evidence, samples, spec
@@ -99,6 +101,17 @@ def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways(serv
     stored_with(server, THEIRS).refusals = {"/secrets/s3": 403}
     with pytest.raises(Forbidden, match="you may not read the Secret s3"):
         opened(server, use_secret=True)
+
+
+def test_a_user_without_credentials_reads_what_a_person_can_do(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CredentialsMissing("no credentials were found; give the pod a cloud identity")
+
+    monkeypatch.setattr(store_access, "ObjectStore", refuse)
+    with pytest.raises(StoreFault, match="you have no credentials for the store: log in"):
+        opened(stored_with(server))
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])

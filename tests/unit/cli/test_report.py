@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import hashlib
 import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -172,3 +174,16 @@ def test_the_command_writes_the_page_and_replaces_a_file_only_on_request(
     objects.down = False
     assert server.run("report", "chat", "-o", str(file), "--overwrite").exit_code == 0
     assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_without_the_extra_the_command_names_it(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **more: Any) -> Any:
+        if name == "aurora_cli.report.page":
+            raise ModuleNotFoundError(name="matplotlib")
+        return load(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    result = server.run("report", "chat", "-o", "report.html")
+    assert (result.exit_code, "the extra report (matplotlib is missing)" in result.stderr) == (1, True)

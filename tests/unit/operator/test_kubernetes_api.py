@@ -159,3 +159,8 @@ def test_the_text_of_a_refusal_is_bounded_and_on_one_line(status: int, kind: typ
     assert (type(error), error.status) == (kind, status)
     assert str(error).startswith("denied no! no!")
     assert len(str(error)) == 300
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"message": "", "details": null}'])
+def test_a_refusal_without_a_text_names_the_call(body: bytes) -> None:
+    assert str(refusal("POST jobs", 500, body)) == "POST jobs: HTTP 500"

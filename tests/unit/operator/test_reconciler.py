@@ -448,3 +448,8 @@ def test_only_time_that_was_observed_counts(wall: float, monotonic: float, *, ga
     assert observed_time.has_gap(later, 100.0 + monotonic) is gap
     observed_time.record(NOW, 100.0, decided=False)
     assert observed_time.has_gap(later, 100.0 + monotonic), "nothing was decided while the store was away"
+
+
+async def test_a_taken_name_is_told_at_once(clock: Clock) -> None:
+    rig = Rig.of(observed(), ExecutionResult(name_taken=("Service chat",)))
+    assert await delays_of(rig, clock, 3) == [BUSY_POLL_SECONDS, LONGEST_REST]

@@ -219,3 +219,11 @@ def test_an_unreadable_registration_is_no_version(registry: PodRegistry) -> None
     registry.objects.put(Keys.registration(3), b"x" * (2 << 20))
     assert [each.version for each in registry.registrations()] == [1, 0]
     assert registry.last_version() == 1
+
+
+def test_weights_with_another_digest_than_the_registrations_are_refused(registry: PodRegistry, tmp_path: Path) -> None:
+    key, manifest = manifest_of(registry)
+    files = [file.model_dump() for file in manifest.files]
+    change(registry, key, files=[files[0], files[1] | {"sha256": "0" * 64}])
+    with pytest.raises(InvalidRecord, match="another digest"):
+        registry.fetch_checkpoint(registry.registration(1), tmp_path / "into")

@@ -540,3 +540,10 @@ def test_only_the_credentials_of_serving_count_as_a_change_of_the_inference_pods
 def test_a_contradiction_is_refused_in_words(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         spec(store={"bucket": "bucket", "credentials": KEYS} | wrong)
+
+
+def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:
+    given = spec(draft={"lookup": "Speculator", "shape": "Fixed"}, serving={"maxRunningRequests": 64})
+    settings = serving_settings(OWNER, given)
+    sent = ServingSettings.from_json(settings.to_variable())
+    assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", False, 64)

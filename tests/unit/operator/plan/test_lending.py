@@ -267,3 +267,17 @@ def test_a_replica_that_is_being_deleted_is_not_chosen_but_measured_on_to_its_en
     assert (made(seen).job, made(seen).delete_jobs) == (None, ())
     leaving = replace(pod("chat-c", 0), terminating=True)
     assert replica(made(world(pods=(pod("chat-a", 0), pod("chat-b", 0), leaving)))).pod == "chat-b"
+
+
+def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
+    seen = replace(lent(), status=SpeculatorStatus())
+    seen = replace(seen, status=status(seen))
+    assert made(seen).delete_jobs == ()
+    found = status(seen).candidate
+    assert found is not None
+    assert (found.phase, found.pod) == (CandidatePhase.VALIDATING, "chat-b")
+
+
+def test_no_replica_is_lent_while_a_version_is_pinned() -> None:
+    pinned = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"pin": 0})
+    assert made(replace(begun(), jobs=(), spec=pinned)).job is None

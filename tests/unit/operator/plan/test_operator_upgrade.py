@@ -56,6 +56,22 @@ def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(cha
     assert set(speculator.live["spec"]["strategy"]["rollingUpdate"]) == {"maxSurge", "maxUnavailable"}
 
 
+def test_pods_whose_digests_are_gone_keep_the_template_that_they_have() -> None:
+    (speculator,) = running("a")
+    assert speculator.live is not None
+    speculator.live["metadata"]["annotations"] = {}
+    speculator.live["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"  # a default of the API server
+    held = decide_upgrade(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW)
+    assert held.stage is UpgradeStage.WAITING
+    speculator.apply(held)
+    assert (speculator.restarts, speculator.agent_image) == (0, "agent:1")
+    speculator.change(extraArgs=["--tp", "2"])
+    assert (
+        decide_upgrade(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW).stage
+        is UpgradeStage.CURRENT
+    )
+
+
 def test_an_administrator_may_forbid_all_restarts() -> None:
     (speculator,) = running("a")
     operator = started(config(2, max_concurrent=0), speculator)

@@ -157,3 +157,9 @@ def test_without_keys_the_operator_makes_them_and_decides_nothing() -> None:
     assert refused.status is not None
     storage = next(c for c in refused.status.conditions if c.type is ConditionType.STORAGE_READY)
     assert storage.reason == "SigningKeysMissing"
+
+
+def test_a_channel_without_a_lineage_is_refused() -> None:
+    world = created_again(store=former_store(lineage=None))
+    assert made(world).advance is None
+    assert condition(world, ConditionType.STORAGE_READY).reason == "PathRefused"
