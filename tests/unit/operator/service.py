@@ -81,6 +81,7 @@ class Service:
         """The version that passed its measurement."""
         self.acceptance_length: dict[int, float] = {}
         """By version; 2.0 for a version that is not listed. A change takes effect at once."""
+        self.traffic = True
         self.refuses: set[str] = set()
         """Names of the pods that cannot load the draft."""
         self.joined = pods
@@ -176,7 +177,7 @@ class Service:
         for pod in self.pods:
             if pod.starts:
                 pod.ready, pod.starts = True, False
-            elif pod.ready:
+            elif self.traffic and pod.ready:
                 length = self.acceptance_length.get(pod.version, 2.0)
                 pod.counters = pod.counters.plus(counters(REQUESTS_PER_RECONCILE, length))
 

@@ -14,6 +14,7 @@ from aurora_operator.children.supporting_objects import disruption_budgets, new_
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.observed import RefusedJob
 from tests.unit.operator.fake_api import DENIED, UNAVAILABLE, FakeApi
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
@@ -143,6 +144,21 @@ async def test_an_apply_that_comes_too_late_is_refused_and_the_speculator_observ
     assert bool(left) is (meanwhile is not delete), "a deleted child is not created again"
 
 
+@pytest.mark.parametrize(
+    "references",
+    [(), ({"uid": "another", "controller": True},), ({"uid": OWNER.uid},)],
+    ids=["no owner", "another controller", "a reference that a user added"],
+)
+async def test_an_object_of_somebody_else_is_named_and_left_alone(references: tuple[dict[str, Any], ...]) -> None:
+    api = FakeApi()
+    foreign = put_foreign(api, "Service", "chat", *references)
+    assert await write(api) == WriteResult(name_taken=("Service chat",))
+    assert api.objects["Service", "chat"] == foreign
+    assert ("PodDisruptionBudget", "chat") in api.objects
+    api.remove("Service", "chat")
+    assert await write(api) == WriteResult(), "the name is free"
+
+
 async def test_our_own_child_without_our_labels_is_found_and_put_right() -> None:
     api = FakeApi()
     await write(api)
@@ -240,6 +256,14 @@ async def test_a_job_whose_name_another_object_has_by_now_is_not_deleted() -> No
     foreign = put_foreign(api, "Job", "old")
     assert await ChildWriter(api).write_jobs(OWNER, ("old",), JOB, seen) == WriteResult()
     assert api.objects["Job", "old"] == foreign
+
+
+async def test_a_refused_job_is_a_fact_about_the_measurement_alone() -> None:
+    api = FakeApi(faults={"create Job": KubernetesError("exceeded quota: jobs " * 100, 403)})
+    result = await ChildWriter(api).write_jobs(OWNER, (), JOB, {})
+    assert result.refused is not None
+    assert result == WriteResult(refused=RefusedJob("j", result.refused.message)), "serving is not degraded"
+    assert len(result.refused.message) == 300
 
 
 async def test_a_job_of_the_same_name_is_ours_or_named() -> None:

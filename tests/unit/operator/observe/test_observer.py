@@ -134,6 +134,13 @@ async def test_a_child_whose_event_was_lost_is_seen_by_the_next_observation() ->
     assert [*(await rig.observe()).live_children] == [("ServiceAccount", "chat")]
 
 
+async def test_only_owned_objects_count_as_children() -> None:
+    owners: dict[str, Any] = {"none": [], "ours": OURS, "user": [{"uid": OWNER.uid}]}
+    owners["other"] = [{"uid": "another", "controller": True}]
+    rig = Rig(*(obj("Service", name, owner) for name, owner in owners.items()))
+    assert [*(await rig.observe()).live_children] == [("Service", "ours")]
+
+
 async def test_a_pod_with_our_labels_that_no_workload_of_ours_controls_is_not_ours() -> None:
     """Such a pod would get the agents' token, be counted as a replica, and be asked to swap."""
     ours, of_user = of_replica_set("chat"), [reference | {"controller": False} for reference in of_replica_set("chat")]

@@ -13,7 +13,7 @@ import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from tests.unit.operator.rolls import UNJUDGED
-from tests.unit.operator.service import Service, sequence
+from tests.unit.operator.service import REFUSED, Service, sequence
 
 CANARY_OF_TWO = """
     Start -> Judging; RolloutStarted
@@ -63,6 +63,12 @@ def test_a_good_version_on_one_pod_is_compared_with_its_baseline() -> None:
     """)
 
 
+def test_a_good_version_on_two_pods() -> None:
+    service = Service(2)
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO, PROMOTION_OF_TWO, PEACEFUL_WATCH)
+    assert service.reconcile() == "Wait -> Idle"
+
+
 def test_a_good_version_on_four_pods_is_swapped_pod_by_pod() -> None:
     service = with_canary(4)
     assert service.reconcile_until_idle() == sequence("""
@@ -83,6 +89,58 @@ def test_a_version_that_is_not_judged() -> None:
         Proceed -> Judging; a=1
         Pass -> Rolling; b=1; CanaryPassed
         Pass -> Idle; active 1; Promoted
+    """)
+
+
+def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
+    service = Service(2)
+    service.traffic = False
+    assert service.reconcile_times(60) == sequence("""
+        Start -> Judging; RolloutStarted
+        59 x Wait -> Judging
+    """)
+
+
+def test_when_the_traffic_ends_the_canary_waits_until_a_person_pins_its_version() -> None:
+    service = with_canary()
+    service.traffic = False
+    assert service.reconcile_times(60) == sequence("60 x Wait -> Judging")
+    service.people = {"pinned_version": 1, "pin_set": True}
+    assert service.reconcile_times(2) == sequence("""
+        Pin -> Idle; active 1; Pinned
+        Wait -> Idle; b=1
+    """)
+
+
+def test_live_traffic_disagrees_in_the_canary() -> None:
+    service = Service(2)
+    service.acceptance_length = {1: 1.1}
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
+        3 x Wait -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
+    """)
+    assert service.roll.last_judgement == "acceptance length 1.10 against 2.00"
+    assert service.reconcile_times(10) == sequence("10 x Wait -> Idle"), "a rejected version is not tried again"
+
+
+def test_live_traffic_disagrees_while_the_version_is_watched() -> None:
+    service = with_promoted_version()
+    service.acceptance_length = {1: 1.1}
+    assert service.reconcile_until_idle() == sequence("""
+        3 x Watch -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0 b=0
+    """)
+
+
+def test_a_person_aborts_the_canary() -> None:
+    service = with_canary()
+    service.people = {"abort": 1}
+    assert service.reconcile_times(5) == sequence("""
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
+        3 x Wait -> Idle
     """)
 
 
@@ -144,6 +202,59 @@ def test_a_pin_of_a_third_version_brings_all_pods_back_first() -> None:
     """)
 
 
+def test_an_engine_that_crashes_twice_in_the_canary_rejects_the_version() -> None:
+    service = with_canary()
+    crashes = []
+    for _ in range(2):
+        service["a"].crash()
+        crashes.append(service.reconcile())
+    assert crashes + service.reconcile_until_idle() == sequence("""
+        Wait -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
+    """)
+
+
+def test_engines_that_crash_in_the_watch_return_to_the_previous_version() -> None:
+    service = with_promoted_version()
+    crashes = []
+    for name in ("a", "b"):
+        service[name].crash()
+        crashes.append(service.reconcile())
+    assert crashes + service.reconcile_until_idle() == sequence("""
+        Watch -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0 b=0
+    """)
+
+
+def test_a_pod_that_cannot_take_the_draft_rejects_the_version() -> None:
+    service = Service(2)
+    service.refuses = {"a"}
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+    """)
+    assert service.roll.message == f"pod a could not take version 1: {REFUSED}"
+
+
+def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts() -> None:
+    service = with_canary(4)
+    assert service.reconcile_times(4) == sequence("""
+        3 x Wait -> Judging
+        Pass -> Rolling; b=1; CanaryPassed
+    """)
+    service["c"].ready = service["d"].ready = False
+    assert service.reconcile_times(60) == sequence("60 x Wait -> Rolling")
+    service["c"].ready = service["d"].ready = True
+    assert service.reconcile_until_idle() == sequence("""
+        Proceed -> Rolling; c=1
+        Proceed -> Rolling; d=1
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
+    """)
+
+
 def test_a_roll_starts_beside_one_pod_that_never_becomes_ready_but_not_beside_two() -> None:
     service = Service(4)
     service["b"].ready = service["c"].ready = False
@@ -158,6 +269,14 @@ def test_the_last_pod_that_serves_is_no_canary_while_another_is_not_ready() -> N
     assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     service["b"].ready = True
     assert service.reconcile() == "Start -> Judging; RolloutStarted"
+
+
+def test_an_operator_that_dies_after_the_channel_records_the_promotion_later() -> None:
+    service = with_canary()
+    assert service.reconcile_times(4) == expected(PROMOTION_OF_TWO)[:-1]
+    assert service.reconcile(dies_before="status") == "Pass -> Judging; active 1; Promoted"
+    assert service.reconcile() == "Adopt -> Judging; Promoted"
+    assert service.reconcile_until_idle() == expected(PEACEFUL_WATCH)
 
 
 def test_an_operator_that_dies_after_the_channel_records_the_rejection_later() -> None:

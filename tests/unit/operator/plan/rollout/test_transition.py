@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.plan.rollout.facts import facts_of
-from aurora_operator.plan.rollout.machine import Advance, Step
-from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
+from aurora_operator.plan.rollout.judgement import Judgement
+from aurora_operator.plan.rollout.machine import TRANSITIONS, Advance, Step
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
@@ -208,6 +209,13 @@ def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
     assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
+def test_a_pod_with_a_third_version_returns_before_the_canary_goes_on() -> None:
+    made = step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.JUDGING))
+    assert (made.swaps, made.rollout.updated) == ({B: 0}, 0)
+    busy = pod(B, 7, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=0))
+    assert step(world(pod(A), busy, pod(C), policy={"max_swapping": 2}), rolling(RolloutPhase.JUDGING)).swaps == {A: 1}
+
+
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_late_pod_with_a_third_version_returns_in_every_phase_of_a_roll(phase: RolloutPhase, paused: bool) -> None:
@@ -237,5 +245,30 @@ def test_a_pin_is_executed_although_one_pod_cannot_load_the_active_version() -> 
     assert step(after, made.rollout).swaps == {A: 2, B: 2}
 
 
+def test_each_phase_and_judgement_has_one_row_and_every_phase_is_entered_and_left() -> None:
+    pairs = [(phase, row.judgement) for row in TRANSITIONS for phase in row.phases]
+    assert len(pairs) == len(set(pairs))
+    assert {row.judgement for row in TRANSITIONS} == set(Judgement.__subclasses__())
+    for phase in RolloutPhase:
+        assert any(phase in row.leads_to and phase not in row.phases for row in TRANSITIONS)
+        assert any(phase in row.phases and row.leads_to and phase not in row.leads_to for row in TRANSITIONS)
+
+
 def test_a_higher_epoch_of_a_pod_is_passed_at_once_unless_the_status_knows_it_too() -> None:
     assert [step(world(pod(A), refused_by_epoch=41), Roll(epoch=e)).rollout.epoch for e in (3, 41)] == [42, 41]
+
+
+def test_a_stray_pod_returns_during_a_pause_of_a_watch() -> None:
+    """A pod that was down while its version was rolled back comes up with that version."""
+    policy: dict[str, Any] = {"paused": True, "analysis": JUDGED}
+    seen = world(pod(A, 1), pod(B, 2), active=2, previous=0, rejected=frozenset({1}), policy=policy)
+    assert step(seen, watching().model_copy(update={"version": 2})).swaps == {A: 2}
+
+
+@pytest.mark.parametrize("stored", [{}, {"version": 1}, {"version": 2, "analysis": "unreadable"}])
+def test_a_roll_whose_state_was_lost_stops_without_blame(stored: dict[str, Any]) -> None:
+    roll = read_roll(
+        SpeculatorStatus(rollout=RolloutStatus(phase=RolloutPhase.JUDGING, version=2), operator_state=stored)
+    )
+    made = step(world(pod(A, 2), pod(B), promotable={2}), roll)
+    assert (made.rollout.phase, made.advance, made.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
